@@ -1,0 +1,26 @@
+"""Diffusion samplers for JAX: a sampler is a table, a step is one line, a trajectory one scan."""
+
+from kdiff_jax._denoise import Denoiser as Denoiser
+from kdiff_jax._denoise import Prediction as Prediction
+from kdiff_jax._denoise import clipped as clipped
+from kdiff_jax._denoise import consistency as consistency
+from kdiff_jax._denoise import denoiser as denoiser
+from kdiff_jax._denoise import thresholded as thresholded
+from kdiff_jax._dpm2 import dpm2_ancestral_schedule as dpm2_ancestral_schedule
+from kdiff_jax._dpm2 import dpm2_schedule as dpm2_schedule
+from kdiff_jax._euler import euler_schedule as euler_schedule
+from kdiff_jax._guidance import guided as guided
+from kdiff_jax._lcm import lcm_schedule as lcm_schedule
+from kdiff_jax._noise_schedule import NoiseSchedule as NoiseSchedule
+from kdiff_jax._noise_schedule import noise_schedule as noise_schedule
+from kdiff_jax._sample import add_noise as add_noise
+from kdiff_jax._sample import init as init
+from kdiff_jax._sample import initial_sample as initial_sample
+from kdiff_jax._sample import row_noise as row_noise
+from kdiff_jax._sample import sample as sample
+from kdiff_jax._sample import step as step
+from kdiff_jax._schedule import Row as Row
+from kdiff_jax._schedule import Schedule as Schedule
+from kdiff_jax._schedule import State as State
+
+__version__ = "0.1.0"

@@ -1,0 +1,86 @@
+"""Refusals: every message says what came, what is expected and what to do."""
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether a value is known only inside a transformation, so that it cannot be inspected."""
+    return any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def common_namespace(*values: Any) -> tuple[Any, ...]:
+    """NumPy in float64 for values, jax.numpy where one is traced; and the values as its arrays.
+
+    So one formula fills a table on the host in float64, and runs traced where a caller wants its
+    gradient. Casting to one dtype keeps strict dtype promotion content.
+    """
+    if is_traced(*values):
+        dtype = jax.dtypes.canonicalize_dtype(np.float64)
+        return jnp, *(jnp.asarray(value, dtype) for value in values)
+    return np, *(np.asarray(value, np.float64) for value in values)
+
+
+def check_int(name: str, value: Any, minimum: int) -> int:
+    """An integer of at least `minimum`; a bool or a float is a mistake and not rounded."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(
+            f"{name} = {value!r} is not an integer; pass an integer of at least {minimum}."
+        ) from None
+    if number < minimum:
+        raise ValueError(f"{name} = {number} is too small; pass an integer of at least {minimum}.")
+    return number
+
+
+def check_number(
+    name: str, value: Any, *, above: float = -math.inf, at_least: float = -math.inf
+) -> Any:
+    """A finite real number within its bounds; a traced value passes, it cannot be inspected."""
+    if is_traced(value):
+        return value
+    bound = f"above {above}" if above > at_least else f"of at least {at_least}"
+    try:
+        if isinstance(value, (bool, np.bool_, str)):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {value!r} is not a number; pass one {bound}.") from None
+    if not math.isfinite(number) or number <= above or number < at_least:
+        raise ValueError(f"{name} = {number} is out of range; pass a finite number {bound}.")
+    return number
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str | None]) -> Any:
+    """One of a few names."""
+    options = list(choices)
+    if not (value is None or isinstance(value, str)) or value not in options:
+        expected = ", ".join(repr(option) for option in options)
+        raise ValueError(f"{name} = {value!r} is not known; choose one of {expected}.")
+    return value
+
+
+def check_vector(name: str, value: Any) -> np.ndarray:
+    """A non-empty one-dimensional list of finite numbers, in float64."""
+    try:
+        vector = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {value!r} is not a list of numbers; pass one.") from None
+    if vector.ndim != 1 or vector.size == 0:
+        raise ValueError(
+            f"{name} has shape {vector.shape}; pass a one-dimensional list of at least one number."
+        )
+    if not np.all(np.isfinite(vector)):
+        raise ValueError(
+            f"{name} holds a NaN or an infinity: {value!r}; every entry must be finite."
+        )
+    return vector

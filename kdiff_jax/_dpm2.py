@@ -1,0 +1,183 @@
+"""DPM-Solver-2 and its ancestral form: two rows a step, through the midpoint in log sigma.
+
+    midpoint   x_m    = D + sm * epsilon                      sm = sqrt(s0 * s_down)
+    landing    x_next = x + (s_down - s0) * epsilon_m + s_up * s_noise * z
+    last       x_next = D                                     where the grid closes at 0
+
+epsilon = (x - D) / s0 is the slope dx/dsigma of the probability-flow ODE, epsilon_m the same at
+the midpoint. Lu et al. 2022 (arXiv:2206.00927), DPM-Solver-2 with r = 1/2; Karras et al. 2022
+(arXiv:2206.00364); `sample_dpm_2` and `sample_dpm_2_ancestral` of k-diffusion,
+`KDPM2DiscreteScheduler` and `KDPM2AncestralDiscreteScheduler` of diffusers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kdiff_jax._ancestral import ancestral_split
+from kdiff_jax._checks import common_namespace
+from kdiff_jax._noise_schedule import NoiseSchedule
+from kdiff_jax._schedule import Schedule, build_schedule
+from kdiff_jax._spacing import Grid, inference_grid
+
+
+def _fill(noise: NoiseSchedule, grid: Grid, eta: Any, s_noise: Any, deterministic: bool):
+    s_down, s_up = ancestral_split(grid.sigmas, eta, s_noise)
+    xp, s0, timestep, s_down, s_up = common_namespace(grid.sigmas, grid.timesteps, s_down, s_up)
+    sm = xp.sqrt(s0[:-1] * s_down)
+    num_steps = len(s0)
+    num_rows = 2 * num_steps - 1
+
+    def rows(midpoint: Any, landing: Any, last: Any) -> Any:
+        xp, *parts = common_namespace(midpoint, landing, last)
+        pair = [xp.broadcast_to(part, (num_steps - 1,)) for part in parts[:2]]
+        return xp.concatenate([xp.stack(pair, -1).reshape(-1), parts[2].reshape(1)])
+
+    sigma = rows(s0[:-1], sm, s0[-1])
+    columns = {
+        "index": np.arange(num_rows),
+        "step": np.arange(num_rows) // 2,
+        "timestep": rows(timestep[:-1], noise.timestep_at(sm), timestep[-1]),
+        "alpha": 1.0,
+        "sigma": sigma,
+        "input_scale": 1 / xp.sqrt(1 + sigma**2),
+        "anchor_weight": rows(0, 1, 0),
+        "denoised_weight": rows(1, 0, 1),
+        "epsilon_weight": rows(sm, s_down - s0[:-1], 0),
+        "noise_weight": rows(0, s_up, 0),
+        "advances": rows(False, True, True),
+    }
+    sigmas = xp.concatenate([s0, xp.zeros(1, s0.dtype)])
+    return build_schedule(
+        columns, sigmas, grid.init_noise_sigma, deterministic=deterministic, unit_alpha=True
+    )
+
+
+def dpm2_schedule(
+    noise: NoiseSchedule,
+    num_steps: int | None = None,
+    *,
+    timestep_spacing: str = "linspace",
+    steps_offset: int = 0,
+    grid: str | None = None,
+    rho: Any = 7.0,
+    sigma_min: Any = None,
+    sigma_max: Any = None,
+    timesteps: Sequence[float] | np.ndarray | None = None,
+    sigmas: Sequence[float] | np.ndarray | None = None,
+    round_timesteps: bool = False,
+) -> Schedule:
+    """DPM-Solver-2, second order and without noise: N steps cost 2N - 1 evaluations.
+
+    From s0 to s1, with `sm = sqrt(s0 * s1)` and `epsilon_m` at the midpoint:
+    `x_m = D + sm * epsilon`, then `x_next = x + (s1 - s0) * epsilon_m`; the last step is `D`.
+
+    Args:
+      noise: the noise levels of training.
+      num_steps: N; left out where timesteps or sigmas are given.
+      timestep_spacing: "linspace" (N values from T - 1 to 0), "leading" or "trailing"; "leading"
+        also makes init_noise_sigma `sqrt(sigma_max^2 + 1)` instead of sigma_max.
+      steps_offset: added to the timesteps of "leading".
+      grid: None takes the sigmas of those timesteps; "karras", "exponential" and "beta" run from
+        the first to the last of them in their own spacing.
+      rho: the exponent of a Karras grid.
+      sigma_min, sigma_max: ends of such a grid in place of those of the timestep spacing. These
+        three may be traced, for sweeps and gradients.
+      timesteps: training timesteps, strictly descending, whole or fractional, used verbatim.
+      sigmas: noise levels, strictly descending, used verbatim; a closing 0 may end them.
+      round_timesteps: round the timesteps of grid points, not of midpoints, as diffusers does on
+        a Karras grid; the sigmas stay, so the network is told a level that is slightly off.
+
+    Returns:
+      A Schedule of 2N - 1 rows.
+
+    Raises:
+      ValueError: N that is no positive integer, unknown names, two grids at once, leading or
+        trailing with N > T, an offset past T - 1, ends in the wrong order, lists that do not
+        descend, a noise schedule with zero terminal SNR.
+
+    Example:
+      >>> import kdiff_jax as kd
+      >>> schedule = kd.dpm2_schedule(kd.noise_schedule("scaled_linear"), 25, grid="karras")
+      >>> schedule.num_steps, schedule.num_rows, schedule.sigmas.shape
+      (25, 49, (26,))
+
+    Source: Lu et al. 2022 (arXiv:2206.00927); `sample_dpm_2` of k-diffusion.
+    """
+    levels = inference_grid(
+        noise,
+        num_steps,
+        timestep_spacing=timestep_spacing,
+        steps_offset=steps_offset,
+        grid=grid,
+        rho=rho,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        timesteps=timesteps,
+        sigmas=sigmas,
+        round_timesteps=round_timesteps,
+    )
+    return _fill(noise, levels, eta=0.0, s_noise=0.0, deterministic=True)
+
+
+def dpm2_ancestral_schedule(
+    noise: NoiseSchedule,
+    num_steps: int | None = None,
+    *,
+    eta: Any = 1.0,
+    s_noise: Any = 1.0,
+    timestep_spacing: str = "linspace",
+    steps_offset: int = 0,
+    grid: str | None = None,
+    rho: Any = 7.0,
+    sigma_min: Any = None,
+    sigma_max: Any = None,
+    timesteps: Sequence[float] | np.ndarray | None = None,
+    sigmas: Sequence[float] | np.ndarray | None = None,
+    round_timesteps: bool = False,
+) -> Schedule:
+    """Ancestral DPM-Solver-2: down to sigma_down by DPM2, then noise up to the grid again.
+
+    With `r = s1 / s0` and `q = (s0 - s1)(s0 + s1) / s0^2`:
+    `s_down = s1 * sqrt((1 - eta)(1 + eta) + (eta r)^2)`, `s_up = s1 * eta * sqrt(q)`,
+    `sm = sqrt(s0 * s_down)`; `x_next = x + (s_down - s0) * epsilon_m + s_up * s_noise * z`.
+    eta = 0 gives the table of `dpm2_schedule`; the last step draws no noise.
+
+    Args:
+      noise: the noise levels of training.
+      num_steps: N; left out where timesteps or sigmas are given.
+      eta: scalar or [N], 0 to below `1 / sqrt(q)` of every step; may be traced.
+      s_noise: scalar or [N], multiplies the noise; may be traced.
+      timestep_spacing, steps_offset, grid, rho, sigma_min, sigma_max, timesteps, sigmas,
+        round_timesteps: as for `dpm2_schedule`.
+
+    Returns:
+      A Schedule of 2N - 1 rows; stochastic whatever eta is, so that tables with another eta
+      share an executable.
+
+    Raises:
+      ValueError: as for `dpm2_schedule`; eta or s_noise negative, eta at or beyond its bound.
+
+    Example:
+      >>> import kdiff_jax as kd
+      >>> schedule = kd.dpm2_ancestral_schedule(kd.noise_schedule("scaled_linear"), 25, eta=0.5)
+      >>> schedule.num_rows, schedule.deterministic
+      (49, False)
+
+    Source: `sample_dpm_2_ancestral` of k-diffusion, `KDPM2AncestralDiscreteScheduler`.
+    """
+    levels = inference_grid(
+        noise,
+        num_steps,
+        timestep_spacing=timestep_spacing,
+        steps_offset=steps_offset,
+        grid=grid,
+        rho=rho,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        timesteps=timesteps,
+        sigmas=sigmas,
+        round_timesteps=round_timesteps,
+    )
+    return _fill(noise, levels, eta=eta, s_noise=s_noise, deterministic=False)

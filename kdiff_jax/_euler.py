@@ -1,0 +1,100 @@
+"""Euler's method on the probability-flow ODE, and its ancestral form: one row a step.
+
+    x_next = D + sigma_down * epsilon + sigma_up * s_noise * z
+
+Karras et al. 2022 (arXiv:2206.00364), Algorithm 1 without its second-order correction;
+`sample_euler` and `sample_euler_ancestral` of k-diffusion.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kdiff_jax._ancestral import ancestral_split
+from kdiff_jax._checks import common_namespace
+from kdiff_jax._noise_schedule import NoiseSchedule
+from kdiff_jax._schedule import Schedule, build_schedule
+from kdiff_jax._spacing import inference_grid
+
+
+def euler_schedule(
+    noise: NoiseSchedule,
+    num_steps: int | None = None,
+    *,
+    eta: Any = None,
+    s_noise: Any = 1.0,
+    timestep_spacing: str = "linspace",
+    steps_offset: int = 0,
+    grid: str | None = None,
+    rho: Any = 7.0,
+    sigma_min: Any = None,
+    sigma_max: Any = None,
+    timesteps: Sequence[float] | np.ndarray | None = None,
+    sigmas: Sequence[float] | np.ndarray | None = None,
+    round_timesteps: bool = False,
+) -> Schedule:
+    """Euler's method: N steps cost N evaluations; with an eta it is Euler ancestral.
+
+    From s0 to s1: `x_next = D + s_down * epsilon + s_up * s_noise * z`, with s_down and s_up as
+    in `dpm2_ancestral_schedule` and no noise in the closing step.
+
+    Args:
+      noise: the noise levels of training.
+      num_steps: N; left out where timesteps or sigmas are given.
+      eta: scalar or [N], how much of each step is noise; None, the default, promises a table
+        without noise, whereas eta = 0 is one value of a table that may have some.
+      s_noise: scalar or [N], multiplies the noise.
+      timestep_spacing, steps_offset, grid, rho, sigma_min, sigma_max, timesteps, sigmas,
+        round_timesteps: as for `dpm2_schedule`.
+
+    Returns:
+      A Schedule of N rows; stochastic where eta is given, whatever its value.
+
+    Raises:
+      ValueError: as for `dpm2_ancestral_schedule`.
+
+    Example:
+      >>> import kdiff_jax as kd
+      >>> schedule = kd.euler_schedule(kd.noise_schedule(), 10)
+      >>> schedule.num_rows, schedule.deterministic
+      (10, True)
+
+    Source: Karras et al. 2022 (arXiv:2206.00364); `sample_euler(_ancestral)` of k-diffusion.
+    """
+    s0, timestep, init_noise_sigma = inference_grid(
+        noise,
+        num_steps,
+        timestep_spacing=timestep_spacing,
+        steps_offset=steps_offset,
+        grid=grid,
+        rho=rho,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        timesteps=timesteps,
+        sigmas=sigmas,
+        round_timesteps=round_timesteps,
+    )
+    s_down, s_up = ancestral_split(s0, 0.0 if eta is None else eta, s_noise)
+    xp, s0, s_down, s_up, end = common_namespace(s0, s_down, s_up, np.zeros(1))
+    columns = {
+        "index": np.arange(len(s0)),
+        "step": np.arange(len(s0)),
+        "timestep": timestep,
+        "alpha": 1.0,
+        "sigma": s0,
+        "input_scale": 1 / xp.sqrt(1 + s0**2),
+        "anchor_weight": 0.0,
+        "denoised_weight": 1.0,
+        "epsilon_weight": xp.concatenate([s_down, end]),
+        "noise_weight": xp.concatenate([s_up, end]),
+        "advances": True,
+    }
+    return build_schedule(
+        columns,
+        xp.concatenate([s0, end]),
+        init_noise_sigma,
+        deterministic=eta is None,
+        anchorless=True,
+        unit_alpha=True,
+    )

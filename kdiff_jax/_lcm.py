@@ -1,0 +1,80 @@
+"""Multistep latent-consistency sampling: one row a step, in variance-preserving units.
+
+    x_next = sqrt(abar') * D + sqrt(1 - abar') * z        abar' at the next timestep
+    last   = D
+
+Luo et al. 2023 (arXiv:2310.04378), Algorithm 3; Song et al. 2023 (arXiv:2303.01469), Algorithm 1;
+`LCMScheduler` of diffusers.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kdiff_jax._checks import common_namespace
+from kdiff_jax._noise_schedule import NoiseSchedule, vp_levels
+from kdiff_jax._schedule import Schedule, build_schedule
+from kdiff_jax._spacing import lcm_timesteps
+
+
+def lcm_schedule(
+    noise: NoiseSchedule,
+    num_steps: int | None = None,
+    *,
+    original_steps: int = 50,
+    timesteps: Sequence[int] | np.ndarray | None = None,
+    strength: float = 1.0,
+) -> Schedule:
+    """Latent-consistency sampling: N steps cost N evaluations, typically 1 to 8.
+
+    `x_next = sqrt(abar') D + sqrt(1 - abar') z`, the last step is `D`. The N timesteps come from
+    the distillation grid `(1 .. floor(original_steps * strength)) * (T // original_steps) - 1`,
+    at `floor(linspace(0, len, N, endpoint=False))` from its top.
+
+    Args:
+      noise: the noise levels of training.
+      num_steps: N, at most the timesteps that the grid holds below the strength.
+      original_steps: the steps of the teacher that the network was distilled from.
+      timesteps: [N] whole training timesteps, strictly descending, in place of num_steps; on the
+        distillation grid or off it. With a strength below 1 the first ones are dropped.
+      strength: in (0, 1], the share of the grid that is run, for image-to-image.
+
+    Returns:
+      A Schedule of N rows; the last is noiseless by its place. init_noise_sigma is 1.
+
+    Raises:
+      ValueError: both or neither of num_steps and timesteps; timesteps that are empty,
+        fractional, negative, at or past T, or not descending; strength outside (0, 1] or leaving
+        nothing; more steps than the grid holds.
+
+    Example:
+      >>> import kdiff_jax as kd
+      >>> schedule = kd.lcm_schedule(kd.noise_schedule("scaled_linear"), 4)
+      >>> schedule.rows.timestep.tolist()
+      [999.0, 759.0, 499.0, 259.0]
+
+    Source: Luo et al. 2023 (arXiv:2310.04378), Algorithm 3; `LCMScheduler` of diffusers.
+    """
+    steps = lcm_timesteps(noise.num_train_timesteps, num_steps, original_steps, timesteps, strength)
+    xp, levels = common_namespace(noise.sigmas)
+    alpha, sigma = (level[steps] for level in vp_levels(levels, xp))
+    columns = {
+        "index": np.arange(len(steps)),
+        "step": np.arange(len(steps)),
+        "timestep": steps,
+        "alpha": alpha,
+        "sigma": sigma,
+        "input_scale": 1.0,
+        "anchor_weight": 0.0,
+        "denoised_weight": xp.concatenate([alpha[1:], xp.ones(1, alpha.dtype)]),
+        "epsilon_weight": 0.0,
+        "noise_weight": xp.concatenate([sigma[1:], xp.zeros(1, sigma.dtype)]),
+        "advances": True,
+    }
+    return build_schedule(
+        columns,
+        xp.concatenate([sigma, xp.zeros(1, sigma.dtype)]),
+        1.0,
+        anchorless=True,
+        zero_terminal_snr=noise.zero_terminal_snr,
+    )

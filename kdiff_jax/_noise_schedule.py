@@ -1,0 +1,256 @@
+"""The noise levels that a network was trained on: betas, alphas_cumprod, sigma <-> timestep."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from kdiff_jax._checks import check_choice, check_int, check_number, check_vector, is_traced
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The training noise levels of a variance-preserving diffusion, `x_t = a_t x0 + s_t eps`.
+
+    With `abar = alphas_cumprod`: `a_t = sqrt(abar_t)`, `s_t = sqrt(1 - abar_t)` and
+    `sigma_t = s_t / a_t`. Both tables are float64 on the host: whatever is built from them is
+    rounded once. Made by `kd.noise_schedule`.
+
+    Attributes:
+      alphas_cumprod: [T] float64, the share of the variance that is signal, falling.
+      sigmas: [T] float64, noise over signal, rising; infinite at the end of a schedule with zero
+        terminal signal-to-noise ratio.
+      zero_terminal_snr: whether it was built that way; static.
+    """
+
+    alphas_cumprod: np.ndarray
+    sigmas: np.ndarray
+    zero_terminal_snr: bool = field(default=False, metadata={"static": True})
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T, the number of training timesteps."""
+        return self.sigmas.shape[-1]
+
+    def sigma_at(self, timestep: ArrayLike) -> Any:
+        """Sigma at training timesteps, whole or fractional: linear in sigma between neighbours.
+
+        Args:
+          timestep: any shape, in [0, T - 1]; beyond the ends the end's value holds.
+
+        Returns:
+          The same shape: float64 NumPy for values, a traced array for traced ones.
+
+        Example:
+          >>> import kdiff_jax as kd
+          >>> noise = kd.noise_schedule("scaled_linear")
+          >>> round(float(noise.sigma_at(999)), 4)
+          14.6146
+
+        Source: the interpolation in `set_timesteps` of diffusers' KDPM2DiscreteScheduler.
+        """
+        if is_traced(timestep, self.sigmas):
+            grid = jnp.arange(self.num_train_timesteps, dtype=float)
+            return jnp.interp(jnp.asarray(timestep, grid.dtype), grid, jnp.asarray(self.sigmas))
+        return np.interp(
+            np.asarray(timestep, np.float64), np.arange(self.num_train_timesteps), self.sigmas
+        )
+
+    def timestep_at(self, sigma: ArrayLike) -> Any:
+        """The fractional training timestep of a noise level: linear in log sigma.
+
+        Args:
+          sigma: any shape, positive; outside the training range the nearest end's timestep.
+
+        Returns:
+          The same shape, in [0, T - 1]: float64 NumPy for values, traced for traced ones.
+
+        Example:
+          >>> import kdiff_jax as kd
+          >>> noise = kd.noise_schedule("scaled_linear")
+          >>> round(float(noise.timestep_at(noise.sigmas[500])), 6)
+          500.0
+
+        Source: `_sigma_to_t` of diffusers' KDPM2DiscreteScheduler.
+        """
+        if is_traced(sigma, self.sigmas):
+            log_table = jnp.log(jnp.asarray(self.sigmas))
+            log_sigma = jnp.log(jnp.asarray(sigma, log_table.dtype))
+            return jnp.interp(
+                log_sigma, log_table, jnp.arange(self.num_train_timesteps, dtype=log_table.dtype)
+            )
+        return np.interp(
+            np.log(np.asarray(sigma, np.float64)),
+            np.log(self.sigmas),
+            np.arange(self.num_train_timesteps),
+        )
+
+    def add_noise(self, x0: jax.Array, eps: jax.Array, timesteps: jax.Array) -> jax.Array:
+        """Clean data brought to training timesteps, for training: `a_t x0 + s_t eps`.
+
+        Args:
+          x0: [B, ...] clean samples.
+          eps: the shape of x0, unit Gaussian noise.
+          timesteps: [B] integers in [0, T - 1].
+
+        Returns:
+          [B, ...] noised samples, float32 (float64 where x0 is).
+
+        Raises:
+          ValueError: shapes that do not fit, timesteps that are not integers or out of range.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, kdiff_jax as kd
+          >>> noise = kd.noise_schedule("linear", beta_start=1e-4, beta_end=0.02)
+          >>> x0, eps = jnp.zeros((2, 4)), jnp.ones((2, 4))
+          >>> [f"{v:.4f}" for v in noise.add_noise(x0, eps, jnp.array([0, 999]))[:, 0].tolist()]
+          ['0.0100', '1.0000']
+
+        Source: Ho et al. 2020 (arXiv:2006.11239), equation 4; `add_noise` of diffusers.
+        """
+        alpha, sigma, x0, eps = self._at(x0, eps, timesteps)
+        return alpha * x0 + sigma * eps
+
+    def velocity(self, x0: jax.Array, eps: jax.Array, timesteps: jax.Array) -> jax.Array:
+        """What a v_prediction network is trained to say: `a_t eps - s_t x0`.
+
+        Args and errors as for `add_noise`.
+
+        Returns:
+          [B, ...] velocities, float32 (float64 where x0 is).
+
+        Example:
+          >>> import jax.numpy as jnp, kdiff_jax as kd
+          >>> noise = kd.noise_schedule("linear", beta_start=1e-4, beta_end=0.02)
+          >>> noise.velocity(jnp.ones((1, 4)), jnp.zeros((1, 4)), jnp.array([999])).shape
+          (1, 4)
+
+        Source: Salimans and Ho 2022 (arXiv:2202.00512), section 4; `get_velocity` of diffusers.
+        """
+        alpha, sigma, x0, eps = self._at(x0, eps, timesteps)
+        return alpha * eps - sigma * x0
+
+    def _at(self, x0: jax.Array, eps: jax.Array, timesteps: jax.Array):
+        x0, eps, timesteps = jnp.asarray(x0), jnp.asarray(eps), jnp.asarray(timesteps)
+        if x0.ndim < 1 or x0.shape != eps.shape or timesteps.shape != x0.shape[:1]:
+            raise ValueError(
+                f"x0 {x0.shape}, eps {eps.shape} and timesteps {timesteps.shape} do not fit; "
+                "expected [B, ...], the same, and [B]: one timestep a sample."
+            )
+        if not jnp.issubdtype(timesteps.dtype, jnp.integer):
+            raise ValueError(
+                f"timesteps are {timesteps.dtype}; expected integers in "
+                f"[0, {self.num_train_timesteps - 1}], the training timesteps."
+            )
+        last = self.num_train_timesteps - 1
+        if not is_traced(timesteps) and timesteps.size:
+            # A gather clamps what lies outside, which would be another noise level unseen.
+            low, high = int(timesteps.min()), int(timesteps.max())
+            if low < 0 or high > last:
+                raise ValueError(f"timesteps span [{low}, {high}]; expected them in [0, {last}].")
+        dtype = state_dtype(x0)
+        alpha, sigma = vp_levels(self.sigmas, jnp if is_traced(self.sigmas) else np)
+        shape = timesteps.shape + (1,) * (x0.ndim - 1)
+        alpha_t = jnp.asarray(alpha, dtype)[timesteps].reshape(shape)
+        sigma_t = jnp.asarray(sigma, dtype)[timesteps].reshape(shape)
+        return alpha_t, sigma_t, x0.astype(dtype), eps.astype(dtype)
+
+
+def vp_levels(sigmas: Any, xp: Any) -> tuple[Any, Any]:
+    """`sqrt(abar)` and `sqrt(1 - abar)` from sigma, without cancellation; right at infinity."""
+    return 1 / xp.sqrt(1 + sigmas**2), 1 / xp.sqrt(1 + sigmas**-2.0)
+
+
+def state_dtype(x: jax.Array) -> Any:
+    """The dtype that a sample is kept in: float32 at least, float64 stays."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"the sample is {x.dtype}; expected a real floating dtype: cast it first.")
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def noise_schedule(
+    beta_schedule: str = "scaled_linear",
+    num_train_timesteps: int = 1000,
+    beta_start: float = 0.00085,
+    beta_end: float = 0.012,
+    trained_betas: Sequence[float] | np.ndarray | None = None,
+    rescale_zero_terminal_snr: bool = False,
+) -> NoiseSchedule:
+    """The noise levels of training, `abar_t = prod_{s <= t} (1 - beta_s)`, built in float64.
+
+    `linear`: beta from beta_start to beta_end; `scaled_linear`: sqrt(beta) linear between their
+    square roots; `squaredcos_cap_v2`: `abar(u) = cos(pi/2 (u + 0.008) / 1.008)^2`, beta at most
+    0.999, beta_start and beta_end without effect.
+
+    Args:
+      beta_schedule: the name of the schedule.
+      num_train_timesteps: T.
+      beta_start: the first beta, in (0, 1).
+      beta_end: the last beta, in (0, 1).
+      trained_betas: [T] betas given one by one, in (0, 1); they replace the named schedule.
+      rescale_zero_terminal_snr: shift and scale sqrt(abar) so that the last one is exactly 0.
+
+    Returns:
+      A NoiseSchedule.
+
+    Raises:
+      ValueError: an unknown name, a T that is no positive integer, betas outside (0, 1) or of
+        another length than T.
+
+    Example:
+      >>> import kdiff_jax as kd
+      >>> noise = kd.noise_schedule("squaredcos_cap_v2", num_train_timesteps=100)
+      >>> noise.alphas_cumprod.shape, noise.alphas_cumprod.dtype
+      ((100,), dtype('float64'))
+
+    Source: Ho et al. 2020 (linear), Rombach et al. 2022 (scaled_linear), Nichol and Dhariwal 2021
+    (squaredcos_cap_v2), Lin et al. 2023 (arXiv:2305.08891), Algorithm 1 (zero terminal SNR).
+    """
+    check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
+    num_train_timesteps = check_int("num_train_timesteps", num_train_timesteps, 1)
+    if trained_betas is not None:
+        betas = check_vector("trained_betas", trained_betas)
+        if betas.size != num_train_timesteps:
+            raise ValueError(
+                f"trained_betas has {betas.size} entries and num_train_timesteps is "
+                f"{num_train_timesteps}; give one beta for each training timestep."
+            )
+        if betas.min() <= 0 or betas.max() >= 1:
+            raise ValueError(
+                f"trained_betas span [{betas.min()}, {betas.max()}]; every beta must lie in (0, 1)."
+            )
+    elif beta_schedule == "squaredcos_cap_v2":
+        u = np.arange(num_train_timesteps + 1) / num_train_timesteps
+        abar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - abar[1:] / abar[:-1], 0.999)
+    else:
+        for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+            if not 0 < check_number(name, beta) < 1:
+                raise ValueError(f"{name} = {beta} is out of range; a beta must lie in (0, 1).")
+        power = 0.5 if beta_schedule == "scaled_linear" else 1.0
+        ends = np.float64(beta_start) ** power, np.float64(beta_end) ** power
+        betas = np.linspace(*ends, num_train_timesteps) ** (1 / power)
+
+    log_abar = np.cumsum(np.log1p(-betas))
+    alphas_cumprod = np.exp(log_abar)
+    # expm1 keeps the digits of 1 - abar that a subtraction loses where abar is close to 1.
+    sigmas = np.sqrt(np.expm1(-log_abar))
+    if rescale_zero_terminal_snr:
+        if num_train_timesteps < 2:
+            raise ValueError(
+                "rescale_zero_terminal_snr needs num_train_timesteps of at least 2, got 1: "
+                "one level cannot keep its signal and lose it."
+            )
+        root = np.sqrt(alphas_cumprod)
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        alphas_cumprod = root**2
+        with np.errstate(divide="ignore"):
+            sigmas = np.sqrt((1 - root) * (1 + root)) / root
+    return NoiseSchedule(alphas_cumprod, sigmas, bool(rescale_zero_terminal_snr))

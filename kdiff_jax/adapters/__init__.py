@@ -1,0 +1,1 @@
+"""Other libraries' names and files, turned into schedules and denoisers."""

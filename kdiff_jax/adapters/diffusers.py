@@ -1,0 +1,389 @@
+"""Scheduler configs of diffusers, read and written without diffusers.
+
+A config's keys fall into three groups.
+
+Honoured, where the target sampler has them (missing ones take the target's defaults):
+  every sampler  num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas,
+                 prediction_type, timestep_spacing, steps_offset
+  DPM2 (both)    use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas
+  LCM            original_inference_steps, clip_sample, clip_sample_range, thresholding,
+                 dynamic_thresholding_ratio, sample_max_value, timestep_scaling,
+                 rescale_betas_zero_snr; set_alpha_to_one, steps_offset and timestep_spacing are
+                 kept and written back, and have no effect in LCM, here as in diffusers.
+
+Refused by name, because they would change the noise levels, the timesteps or the meaning of the
+network's output: interpolation_type other than "linear", timestep_type "continuous",
+final_sigmas_type other than "zero", a sigma_min or sigma_max that is not null, use_flow_sigmas,
+use_lu_lambdas, snr_shift_scale, rescale_betas_zero_snr for DPM2, an unsupported beta_schedule or
+prediction_type; and the classes without a beta schedule: flow matching, EDM and the like.
+
+Ignored: every other key is another solver's own business (clip_sample, thresholding and
+variance_type for DPM2, algorithm_type, solver_order, skip_prk_steps, ...).
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdiff_jax._checks import check_choice, check_int
+from kdiff_jax._denoise import Denoise, clipped, consistency, denoiser, thresholded
+from kdiff_jax._dpm2 import dpm2_ancestral_schedule, dpm2_schedule
+from kdiff_jax._lcm import lcm_schedule
+from kdiff_jax._noise_schedule import NoiseSchedule, noise_schedule
+from kdiff_jax._schedule import Schedule
+from kdiff_jax._spacing import SPACINGS
+
+CLASS_NAMES = {
+    "dpm2": "KDPM2DiscreteScheduler",
+    "dpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
+    "lcm": "LCMScheduler",
+}
+
+_DPM2_DEFAULTS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "linspace",
+    "steps_offset": 0,
+}
+# The ancestral class of diffusers has the same parameters under the same defaults.
+_DEFAULTS = {
+    "dpm2": _DPM2_DEFAULTS,
+    "dpm2_ancestral": _DPM2_DEFAULTS,
+    "lcm": {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "trained_betas": None,
+        "original_inference_steps": 50,
+        "clip_sample": False,
+        "clip_sample_range": 1.0,
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+        "prediction_type": "epsilon",
+        "thresholding": False,
+        "dynamic_thresholding_ratio": 0.995,
+        "sample_max_value": 1.0,
+        "timestep_spacing": "leading",
+        "timestep_scaling": 10.0,
+        "rescale_betas_zero_snr": False,
+    },
+}
+_GRID_FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+
+# What a key must be for its config to be read; any other value changes what is sampled.
+_REQUIRED = {
+    "interpolation_type": (None, "linear"),
+    "timestep_type": (None, "discrete"),
+    "final_sigmas_type": (None, "zero"),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+    "use_flow_sigmas": (None, False),
+    "use_lu_lambdas": (None, False),
+    "snr_shift_scale": (None, 1.0),
+}
+_NO_BETA_SCHEDULE = {
+    "FlowMatch": "flow matching",
+    "FlowMap": "a flow map",
+    "LTXEulerAncestralRF": "rectified flow",
+    "Helios": "flow matching",
+    "PiFlow": "flow matching",
+    "SCM": "a trigonometric flow",
+    "EDM": "EDM",
+    "CosineDPMSolver": "a cosine schedule in EDM form",
+    "CMStochasticIterative": "a consistency model in EDM form",
+    "ConsistencyDecoder": "a consistency decoder",
+    "CogVideoX": "a process with shifted noise levels",
+    "KarrasVe": "a variance-exploding process",
+    "ScoreSde": "a score SDE",
+    "IPNDM": "fixed angles",
+    "UnCLIP": "unCLIP's own process",
+    "DDPMWuerstchen": "a continuous cosine process",
+    "VQDiffusion": "discrete tokens",
+    "Amused": "discrete tokens",
+    "BlockRefinement": "discrete tokens",
+    "DiscreteDDIM": "discrete tokens",
+    "EntropyBound": "discrete tokens",
+}
+
+
+@dataclass(frozen=True)
+class DiffusersSampler:
+    """A scheduler config as a sampler of this library; made by `from_config`.
+
+    Attributes:
+      name: "dpm2", "dpm2_ancestral" or "lcm".
+      config: every parameter of the scheduler class, in its own words.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+
+    @cached_property
+    def noise(self) -> NoiseSchedule:
+        """The noise levels of training, for training, sweeps and schedules of one's own."""
+        keys = ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end", "trained_betas")
+        return noise_schedule(
+            **{key: self.config[key] for key in keys},
+            rescale_zero_terminal_snr=bool(self.config.get("rescale_betas_zero_snr")),
+        )
+
+    def schedule(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[int] | np.ndarray | None = None,
+        original_inference_steps: int | None = None,
+        strength: float | None = None,
+    ) -> Schedule:
+        """The run that the scheduler's `set_timesteps` would prepare.
+
+        Args:
+          num_inference_steps: N.
+          timesteps: LCM only, whole training timesteps in place of N.
+          original_inference_steps: LCM only, in place of the config's.
+          strength: LCM only, in (0, 1]; for DPM2 take `schedule.start_at(step)`.
+
+        Returns:
+          A Schedule; a Karras grid has its timesteps rounded, as diffusers rounds them.
+
+        Raises:
+          ValueError: as for `dpm2_schedule` and `lcm_schedule`; LCM's arguments for DPM2.
+
+        Example:
+          >>> from kdiff_jax.adapters import diffusers as kd_diffusers
+          >>> config = {"_class_name": "KDPM2DiscreteScheduler", "beta_schedule": "scaled_linear"}
+          >>> kd_diffusers.from_config(config).schedule(num_inference_steps=25).num_rows
+          49
+
+        Source: `set_timesteps` of the three schedulers of diffusers.
+        """
+        if self.name == "lcm":
+            return lcm_schedule(
+                self.noise,
+                num_inference_steps,
+                original_steps=(
+                    self.config["original_inference_steps"]
+                    if original_inference_steps is None
+                    else original_inference_steps
+                ),
+                timesteps=timesteps,
+                strength=1.0 if strength is None else strength,
+            )
+        arguments = {
+            "timesteps": timesteps,
+            "original_inference_steps": original_inference_steps,
+            "strength": strength,
+        }
+        if given := [name for name, value in arguments.items() if value is not None]:
+            raise ValueError(
+                f"{', '.join(given)} given to a {self.name} sampler; only lcm takes them. Take "
+                "schedule.start_at(step) for image-to-image, kd.dpm2_schedule(sampler.noise, "
+                "timesteps=...) for timesteps of your own."
+            )
+        build = dpm2_schedule if self.name == "dpm2" else dpm2_ancestral_schedule
+        chosen = [flag for flag in _GRID_FLAGS if self.config[flag]]
+        return build(
+            self.noise,
+            num_inference_steps,
+            timestep_spacing=self.config["timestep_spacing"],
+            steps_offset=self.config["steps_offset"],
+            grid=chosen[0].split("_")[1] if chosen else None,
+            round_timesteps=chosen == ["use_karras_sigmas"],
+        )
+
+    def denoiser(self, model_fn: Callable[..., Any], dtype: Any = None) -> Denoise:
+        """The network as this scheduler reads it: prediction type, clipping, boundary scaling.
+
+        Args:
+          model_fn: as for `kd.denoiser`.
+          dtype: as for `kd.denoiser`.
+
+        Returns:
+          A denoiser for `kd.sample`.
+
+        Raises:
+          ValueError: as for `kd.denoiser`.
+
+        Example:
+          >>> from kdiff_jax.adapters import diffusers as kd_diffusers
+          >>> sampler = kd_diffusers.from_config({"_class_name": "LCMScheduler"})
+          >>> denoise = sampler.denoiser(lambda params, x, timestep: x)
+
+        Source: the first lines of `step` of the three schedulers of diffusers.
+        """
+        denoise: Denoise = denoiser(model_fn, self.config["prediction_type"], dtype)
+        if self.name != "lcm":
+            return denoise
+        if self.config["thresholding"]:
+            denoise = thresholded(
+                denoise, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"]
+            )
+        elif self.config["clip_sample"]:
+            denoise = clipped(denoise, self.config["clip_sample_range"])
+        return consistency(denoise, self.config["timestep_scaling"])
+
+    def to_config(self) -> dict[str, Any]:
+        """The config as JSON-serialisable values, as diffusers writes and reads them.
+
+        Returns:
+          `_class_name` and every parameter; `from_config` of it is equal to this sampler.
+
+        Example:
+          >>> from kdiff_jax.adapters import diffusers as kd_diffusers
+          >>> sampler = kd_diffusers.from_config({"_class_name": "LCMScheduler"})
+          >>> kd_diffusers.from_config(sampler.to_config()) == sampler
+          True
+        """
+        return {"_class_name": CLASS_NAMES[self.name], **self.config}
+
+
+def from_config(
+    config: Mapping[str, Any] | str | os.PathLike[str], sampler: str | None = None
+) -> DiffusersSampler:
+    """A sampler from a diffusers scheduler config: a dict, a JSON file or a checkpoint folder.
+
+    Args:
+      config: the config; or the path of a file, of a folder with `scheduler_config.json`, or of
+        a checkpoint folder with `scheduler/scheduler_config.json`.
+      sampler: "dpm2", "dpm2_ancestral" or "lcm"; by default what `_class_name` says. Most
+        checkpoints carry another scheduler's config, so this is the common call.
+
+    Returns:
+      A DiffusersSampler: `.schedule`, `.denoiser`, `.noise`, `.to_config`.
+
+    Raises:
+      ValueError: no such file, no JSON, an unknown class without sampler, a class without a beta
+        schedule, keys that would change the result and are not supported, values out of range.
+
+    Example:
+      >>> from kdiff_jax.adapters import diffusers as kd_diffusers
+      >>> config = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear",
+      ...           "timestep_spacing": "leading", "steps_offset": 1, "skip_prk_steps": True}
+      >>> kd_diffusers.from_config(config, sampler="dpm2").schedule(25).num_steps
+      25
+
+    Source: `SchedulerMixin.from_pretrained` and `ConfigMixin.from_config` of diffusers.
+    """
+    if not isinstance(config, Mapping):
+        config = _read(config)
+    class_name = config.get("_class_name")
+    name = _sampler_name(class_name, sampler)
+    for key, allowed in _REQUIRED.items():
+        if config.get(key) not in allowed:
+            raise ValueError(
+                f"{key} = {config[key]!r} in the config of {class_name} changes the noise levels "
+                f"or timesteps and is not supported; expected {_options(allowed)}."
+            )
+    defaults = _DEFAULTS[name]
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in defaults:
+        raise ValueError(
+            f"rescale_betas_zero_snr = {config['rescale_betas_zero_snr']} is not supported by "
+            f"sampler={name!r}: its first sigma would be infinite; use sampler='lcm' with a "
+            "v_prediction network, or set it to false if the network was trained without it."
+        )
+    values = {key: _plain(key, config.get(key, default)) for key, default in defaults.items()}
+    for key, default in defaults.items():
+        if isinstance(default, bool) and not isinstance(values[key], bool):
+            raise ValueError(f"{key} = {values[key]!r} is no truth value; expected true or false.")
+    if values.get("rescale_betas_zero_snr") and values["prediction_type"] == "epsilon":
+        raise ValueError(
+            "prediction_type='epsilon' with rescale_betas_zero_snr=true divides by zero at the "
+            "last training timestep, where no signal is left; expected v_prediction or sample."
+        )
+    chosen = [flag for flag in _GRID_FLAGS if values.get(flag)]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} are both true, and each makes a grid; keep one.")
+    result = DiffusersSampler(name, values)
+    _check_values(result)
+    return result
+
+
+def _check_values(sampler: DiffusersSampler) -> None:
+    # A config is checked whole when it is read, not when the first image is asked for.
+    config = sampler.config
+    check_choice("timestep_spacing", config["timestep_spacing"], SPACINGS)
+    check_int("steps_offset", config["steps_offset"], 0)
+    sampler.denoiser(_no_network)
+    last = sampler.noise.num_train_timesteps - 1
+    if sampler.name == "lcm":
+        sampler.schedule(num_inference_steps=1)
+    elif config["timestep_spacing"] == "leading" and config["steps_offset"] > last:
+        raise ValueError(f"steps_offset = {config['steps_offset']} is past T - 1 = {last}.")
+
+
+def _no_network(params: Any, x: Any, timestep: Any) -> Any:
+    return x
+
+
+def _sampler_name(class_name: Any, sampler: str | None) -> str:
+    if sampler is not None:
+        check_choice("sampler", sampler, CLASS_NAMES)
+    for prefix, what in _NO_BETA_SCHEDULE.items():
+        if isinstance(class_name, str) and class_name.startswith(prefix):
+            raise ValueError(
+                f"_class_name = {class_name!r} is {what}, which has no beta schedule; it is not "
+                "supported. Expected a variance-preserving scheduler (DDIM, DDPM, PNDM, Euler, "
+                "DPMSolver, KDPM2, LCM, ...)."
+            )
+    if sampler is None:
+        for name, known in CLASS_NAMES.items():
+            if class_name == known:
+                return name
+        raise ValueError(
+            f"_class_name = {class_name!r} does not say which sampler to build; pass sampler="
+            f"{_options(CLASS_NAMES)} to sample this checkpoint with it."
+        )
+    if class_name is not None and not str(class_name).endswith("Scheduler"):
+        raise ValueError(
+            f"_class_name = {class_name!r} is no scheduler; expected a scheduler_config.json, "
+            "which lies in a checkpoint's folder scheduler/."
+        )
+    return sampler
+
+
+def _read(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    try:
+        root = Path(path)
+    except TypeError:
+        raise ValueError(
+            f"config is a {type(path).__name__}; pass a dict, a file or a checkpoint folder."
+        ) from None
+    places = [root, root / "scheduler_config.json", root / "scheduler" / "scheduler_config.json"]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise ValueError(
+            f"no scheduler config at {root}; expected a JSON file, or a folder with "
+            "scheduler_config.json or scheduler/scheduler_config.json."
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON ({error}); expected a scheduler config.") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds a {type(config).__name__}; expected one JSON object.")
+    return config
+
+
+def _plain(key: str, value: Any) -> Any:
+    """NumPy and tuples as the plain values that JSON gives back, so that a config round-trips."""
+    if key == "trained_betas" and value is not None:
+        return np.asarray(value, np.float64).tolist()
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
+
+
+def _options(values: Any) -> str:
+    return " or ".join(repr(value) for value in values)
