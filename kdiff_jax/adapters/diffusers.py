@@ -38,86 +38,13 @@ from kdiff_jax._lcm import lcm_schedule
 from kdiff_jax._noise_schedule import NoiseSchedule, noise_schedule
 from kdiff_jax._schedule import Schedule
 from kdiff_jax._spacing import SPACINGS
-
-CLASS_NAMES = {
-    "dpm2": "KDPM2DiscreteScheduler",
-    "dpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
-    "lcm": "LCMScheduler",
-}
-
-_DPM2_DEFAULTS = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "linspace",
-    "steps_offset": 0,
-}
-# The ancestral class of diffusers has the same parameters under the same defaults.
-_DEFAULTS = {
-    "dpm2": _DPM2_DEFAULTS,
-    "dpm2_ancestral": _DPM2_DEFAULTS,
-    "lcm": {
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "trained_betas": None,
-        "original_inference_steps": 50,
-        "clip_sample": False,
-        "clip_sample_range": 1.0,
-        "set_alpha_to_one": True,
-        "steps_offset": 0,
-        "prediction_type": "epsilon",
-        "thresholding": False,
-        "dynamic_thresholding_ratio": 0.995,
-        "sample_max_value": 1.0,
-        "timestep_spacing": "leading",
-        "timestep_scaling": 10.0,
-        "rescale_betas_zero_snr": False,
-    },
-}
-_GRID_FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-
-# What a key must be for its config to be read; any other value changes what is sampled.
-_REQUIRED = {
-    "interpolation_type": (None, "linear"),
-    "timestep_type": (None, "discrete"),
-    "final_sigmas_type": (None, "zero"),
-    "sigma_min": (None,),
-    "sigma_max": (None,),
-    "use_flow_sigmas": (None, False),
-    "use_lu_lambdas": (None, False),
-    "snr_shift_scale": (None, 1.0),
-}
-_NO_BETA_SCHEDULE = {
-    "FlowMatch": "flow matching",
-    "FlowMap": "a flow map",
-    "LTXEulerAncestralRF": "rectified flow",
-    "Helios": "flow matching",
-    "PiFlow": "flow matching",
-    "SCM": "a trigonometric flow",
-    "EDM": "EDM",
-    "CosineDPMSolver": "a cosine schedule in EDM form",
-    "CMStochasticIterative": "a consistency model in EDM form",
-    "ConsistencyDecoder": "a consistency decoder",
-    "CogVideoX": "a process with shifted noise levels",
-    "KarrasVe": "a variance-exploding process",
-    "ScoreSde": "a score SDE",
-    "IPNDM": "fixed angles",
-    "UnCLIP": "unCLIP's own process",
-    "DDPMWuerstchen": "a continuous cosine process",
-    "VQDiffusion": "discrete tokens",
-    "Amused": "discrete tokens",
-    "BlockRefinement": "discrete tokens",
-    "DiscreteDDIM": "discrete tokens",
-    "EntropyBound": "discrete tokens",
-}
+from kdiff_jax.adapters._diffusers_keys import (
+    CLASS_NAMES,
+    DEFAULTS,
+    GRID_FLAGS,
+    NO_BETA_SCHEDULE,
+    REQUIRED,
+)
 
 
 @dataclass(frozen=True)
@@ -195,7 +122,7 @@ class DiffusersSampler:
                 "timesteps=...) for timesteps of your own."
             )
         build = dpm2_schedule if self.name == "dpm2" else dpm2_ancestral_schedule
-        chosen = [flag for flag in _GRID_FLAGS if self.config[flag]]
+        chosen = [flag for flag in GRID_FLAGS if self.config[flag]]
         return build(
             self.noise,
             num_inference_steps,
@@ -282,13 +209,13 @@ def from_config(
         config = _read(config)
     class_name = config.get("_class_name")
     name = _sampler_name(class_name, sampler)
-    for key, allowed in _REQUIRED.items():
+    for key, allowed in REQUIRED.items():
         if config.get(key) not in allowed:
             raise ValueError(
                 f"{key} = {config[key]!r} in the config of {class_name} changes the noise levels "
                 f"or timesteps and is not supported; expected {_options(allowed)}."
             )
-    defaults = _DEFAULTS[name]
+    defaults = DEFAULTS[name]
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in defaults:
         raise ValueError(
             f"rescale_betas_zero_snr = {config['rescale_betas_zero_snr']} is not supported by "
@@ -304,7 +231,7 @@ def from_config(
             "prediction_type='epsilon' with rescale_betas_zero_snr=true divides by zero at the "
             "last training timestep, where no signal is left; expected v_prediction or sample."
         )
-    chosen = [flag for flag in _GRID_FLAGS if values.get(flag)]
+    chosen = [flag for flag in GRID_FLAGS if values.get(flag)]
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} are both true, and each makes a grid; keep one.")
     result = DiffusersSampler(name, values)
@@ -332,7 +259,7 @@ def _no_network(params: Any, x: Any, timestep: Any) -> Any:
 def _sampler_name(class_name: Any, sampler: str | None) -> str:
     if sampler is not None:
         check_choice("sampler", sampler, CLASS_NAMES)
-    for prefix, what in _NO_BETA_SCHEDULE.items():
+    for prefix, what in NO_BETA_SCHEDULE.items():
         if isinstance(class_name, str) and class_name.startswith(prefix):
             raise ValueError(
                 f"_class_name = {class_name!r} is {what}, which has no beta schedule; it is not "
