@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdiff_jax._checks import check_choice, check_int, check_number, check_vector, is_traced
+from kdiff_jax._checks import (
+    check_choice,
+    check_int,
+    check_number,
+    check_vector,
+    common_namespace,
+    is_traced,
+)
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
@@ -57,8 +64,10 @@ class NoiseSchedule:
         Source: the interpolation in `set_timesteps` of diffusers' KDPM2DiscreteScheduler.
         """
         if is_traced(timestep, self.sigmas):
-            grid = jnp.arange(self.num_train_timesteps, dtype=float)
-            return jnp.interp(jnp.asarray(timestep, grid.dtype), grid, jnp.asarray(self.sigmas))
+            _, t, grid, table = common_namespace(
+                timestep, np.arange(self.num_train_timesteps), self.sigmas
+            )
+            return jnp.interp(t, grid, table)
         return np.interp(
             np.asarray(timestep, np.float64), np.arange(self.num_train_timesteps), self.sigmas
         )
@@ -81,18 +90,18 @@ class NoiseSchedule:
         Source: `_sigma_to_t` of diffusers' KDPM2DiscreteScheduler.
         """
         if is_traced(sigma, self.sigmas):
-            log_table = jnp.log(jnp.asarray(self.sigmas))
-            log_sigma = jnp.log(jnp.asarray(sigma, log_table.dtype))
-            return jnp.interp(
-                log_sigma, log_table, jnp.arange(self.num_train_timesteps, dtype=log_table.dtype)
+            log_table = (jnp if is_traced(self.sigmas) else np).log(self.sigmas)
+            _, sigma, log_table, grid = common_namespace(
+                sigma, log_table, np.arange(self.num_train_timesteps)
             )
+            return jnp.interp(jnp.log(sigma), log_table, grid)
         return np.interp(
             np.log(np.asarray(sigma, np.float64)),
             np.log(self.sigmas),
             np.arange(self.num_train_timesteps),
         )
 
-    def add_noise(self, x0: jax.Array, eps: jax.Array, timesteps: jax.Array) -> jax.Array:
+    def add_noise(self, x0: ArrayLike, eps: ArrayLike, timesteps: ArrayLike) -> jax.Array:
         """Clean data brought to training timesteps, for training: `a_t x0 + s_t eps`.
 
         Args:
@@ -118,7 +127,7 @@ class NoiseSchedule:
         alpha, sigma, x0, eps = self._at(x0, eps, timesteps)
         return alpha * x0 + sigma * eps
 
-    def velocity(self, x0: jax.Array, eps: jax.Array, timesteps: jax.Array) -> jax.Array:
+    def velocity(self, x0: ArrayLike, eps: ArrayLike, timesteps: ArrayLike) -> jax.Array:
         """What a v_prediction network is trained to say: `a_t eps - s_t x0`.
 
         Args and errors as for `add_noise`.
@@ -137,7 +146,7 @@ class NoiseSchedule:
         alpha, sigma, x0, eps = self._at(x0, eps, timesteps)
         return alpha * eps - sigma * x0
 
-    def _at(self, x0: jax.Array, eps: jax.Array, timesteps: jax.Array):
+    def _at(self, x0: Any, eps: Any, timesteps: Any) -> tuple[jax.Array, ...]:
         x0, eps, timesteps = jnp.asarray(x0), jnp.asarray(eps), jnp.asarray(timesteps)
         if x0.ndim < 1 or x0.shape != eps.shape or timesteps.shape != x0.shape[:1]:
             raise ValueError(
@@ -172,7 +181,7 @@ def state_dtype(x: jax.Array) -> Any:
     """The dtype that a sample is kept in: float32 at least, float64 stays."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"the sample is {x.dtype}; expected a real floating dtype: cast it first.")
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
 def noise_schedule(
@@ -241,7 +250,14 @@ def noise_schedule(
     log_abar = np.cumsum(np.log1p(-betas))
     alphas_cumprod = np.exp(log_abar)
     # expm1 keeps the digits of 1 - abar that a subtraction loses where abar is close to 1.
-    sigmas = np.sqrt(np.expm1(-log_abar))
+    with np.errstate(over="ignore"):
+        sigmas = np.sqrt(np.expm1(-log_abar))
+    if sigmas[-1] > np.finfo(np.float32).max:
+        raise ValueError(
+            f"the betas leave alphas_cumprod = {alphas_cumprod[-1]:.3g} at the last timestep, a "
+            "sigma that float32 cannot hold; lower beta_end or the betas, or take "
+            "rescale_zero_terminal_snr=True with betas that keep more signal."
+        )
     if rescale_zero_terminal_snr:
         if num_train_timesteps < 2:
             raise ValueError(

@@ -152,13 +152,21 @@ class Schedule:
         if step == 0:
             return self
         rows_per_step = 1 if self.num_rows == self.num_steps else 2
-        rows = jax.tree.map(lambda leaf: leaf[rows_per_step * step :], self.rows)
-        return replace(
-            self,
+        if self.rows.index.ndim != 1 and not is_traced(self.rows.index):
+            raise ValueError(
+                f"the rows have shape {self.rows.index.shape}; start_at cuts one table: cut each "
+                "before stacking them."
+            )
+        traced = is_traced(*jax.tree.leaves(self))
+        table = self if traced else jax.tree.map(np.asarray, self)
+        rows = jax.tree.map(lambda leaf: leaf[rows_per_step * step :], table.rows)
+        rest = replace(
+            table,
             rows=rows,
-            sigmas=self.sigmas[step:],
-            init_noise_sigma=jnp.hypot(rows.alpha[0], rows.sigma[0]),
+            sigmas=table.sigmas[step:],
+            init_noise_sigma=(jnp if traced else np).hypot(rows.alpha[0], rows.sigma[0]),
         )
+        return rest if traced else _put(rest)
 
 
 @jax.jit
@@ -192,4 +200,13 @@ def build_schedule(
         init_noise_sigma=cast(init_noise_sigma, floating, ()),
         **facts,
     )
-    return jax.tree.map(jnp.asarray, schedule)
+    return (
+        jax.tree.map(jnp.asarray, schedule)
+        if is_traced(*jax.tree.leaves(schedule))
+        else _put(schedule)
+    )
+
+
+def _put(schedule: Schedule) -> Schedule:
+    # One transfer, no program: an operation on each leaf would compile anew for every length.
+    return jax.device_put(schedule)

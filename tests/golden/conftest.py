@@ -1,0 +1,3 @@
+"""generate.py needs torch and diffusers, so doctest collection must not import it."""
+
+collect_ignore = ["generate.py"]

@@ -1,0 +1,350 @@
+"""Scheduler configs of diffusers: read, honoured or refused by name, and written back."""
+
+import importlib
+import inspect
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kdiff_jax as kd
+from kdiff_jax.adapters import diffusers as kd_diffusers
+
+# scheduler_config.json as published with checkpoints.
+DATA = Path(__file__).parent / "data"
+PUBLISHED: dict[str, dict[str, Any]] = {
+    file.stem: json.loads(file.read_text()) for file in DATA.glob("*.json")
+}
+FLOW = PUBLISHED.pop("flux")
+CLASSES = {
+    "dpm2": "KDPM2DiscreteScheduler",
+    "dpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
+    "lcm": "LCMScheduler",
+}
+COMMON: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "steps_offset": 0,
+}
+KDPM2 = {
+    **COMMON,
+    "beta_schedule": "linear",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "timestep_spacing": "linspace",
+}
+DEFAULTS = {
+    "dpm2": KDPM2,
+    "dpm2_ancestral": KDPM2,
+    "lcm": {
+        **COMMON,
+        "beta_schedule": "scaled_linear",
+        "original_inference_steps": 50,
+        "clip_sample": False,
+        "clip_sample_range": 1.0,
+        "set_alpha_to_one": True,
+        "thresholding": False,
+        "dynamic_thresholding_ratio": 0.995,
+        "sample_max_value": 1.0,
+        "timestep_spacing": "leading",
+        "timestep_scaling": 10.0,
+        "rescale_betas_zero_snr": False,
+    },
+}
+
+
+def network(params: None, x: jax.Array, timestep: jax.Array) -> jax.Array:
+    del params
+    return 3 * jnp.sin(2 * x) + timestep[:, None] / 1000
+
+
+def outcome(sampler: kd_diffusers.DiffusersSampler) -> np.ndarray:
+    """Every number that a config decides: the table, and what the denoiser says at its ends."""
+    schedule = sampler.schedule(num_inference_steps=4)
+    x = jnp.linspace(-4, 4, 22).reshape(2, 11)
+    denoise = sampler.denoiser(network)
+    says = [denoise(None, x, row).denoised for row in (schedule[0], schedule[-1])]
+    leaves = [*jax.tree.leaves(schedule), *says]
+    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in leaves])
+
+
+def from_keys(name: str, **keys: Any) -> kd_diffusers.DiffusersSampler:
+    return kd_diffusers.from_config({"_class_name": CLASSES[name], **keys})
+
+
+# --- where a config comes from ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "place", ["s.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
+)
+def test_dict_file_folder_and_checkpoint_are_the_same(tmp_path: Path, place: str) -> None:
+    config = PUBLISHED["ddim-finetune"]
+    file = tmp_path / place
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(config))
+    expected = kd_diffusers.from_config(config, sampler="dpm2")
+    for path in {file, file.parent, tmp_path} if place != "s.json" else {file}:
+        assert kd_diffusers.from_config(path, sampler="dpm2") == expected
+        assert kd_diffusers.from_config(str(path), sampler="dpm2") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "no JSON"), ("[1]", "holds a list.*one JSON object")]
+)
+def test_files_that_are_no_config_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "scheduler_config.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        kd_diffusers.from_config(tmp_path, sampler="dpm2")
+    assert str(file) in str(error.value)
+
+
+# --- defaults, round trip, override ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_missing_keys_take_the_defaults_of_the_class(name: str) -> None:
+    sampler = from_keys(name)
+    assert sampler.name == name
+    assert sampler.config == DEFAULTS[name]
+    assert sampler.to_config() == {"_class_name": CLASSES[name], **DEFAULTS[name]}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_configs_round_trip_through_json(name: str) -> None:
+    betas = np.linspace(1e-4, 0.02, 60).astype(np.float32)
+    for keys in (
+        {"prediction_type": "v_prediction", "beta_start": np.float64(0.001)},
+        {"num_train_timesteps": np.int64(60), "trained_betas": betas},
+    ):
+        sampler = from_keys(name, **keys)
+        config = json.loads(json.dumps(sampler.to_config()))
+        again = kd_diffusers.from_config(config)
+        assert again == sampler
+        assert again != from_keys(name)
+        assert again.to_config() == config
+        np.testing.assert_array_equal(outcome(again), outcome(sampler))
+
+
+@pytest.mark.parametrize("published", PUBLISHED)
+@pytest.mark.parametrize("name", CLASSES)
+def test_published_configs_of_other_solvers_become_any_sampler(published: str, name: str) -> None:
+    config = PUBLISHED[published]
+    sampler = kd_diffusers.from_config(config, sampler=name)
+    expected = {k: config.get(k, default) for k, default in DEFAULTS[name].items()}
+    assert sampler.to_config() == {"_class_name": CLASSES[name], **expected}
+    noise = kd.noise_schedule("scaled_linear")
+    spacing = {k: expected[k] for k in ("timestep_spacing", "steps_offset")}
+    if name == "lcm":
+        schedule = kd.lcm_schedule(noise, 4)
+    else:
+        schedule = getattr(kd, f"{name}_schedule")(noise, 4, **spacing)
+    found = sampler.schedule(num_inference_steps=4)
+    jax.tree.map(np.testing.assert_array_equal, found, schedule)
+
+
+def test_sampler_overrides_the_class() -> None:
+    for name in CLASSES:
+        for other in CLASSES:
+            config = {"_class_name": CLASSES[name], "beta_schedule": "scaled_linear"}
+            assert kd_diffusers.from_config(config, sampler=other).name == other
+
+
+def test_flow_matching_is_refused_by_name() -> None:
+    for sampler in (None, *CLASSES):
+        with pytest.raises(ValueError, match=r"FlowMatchEulerDiscreteScheduler.*flow matching"):
+            kd_diffusers.from_config(FLOW, sampler=sampler)
+
+
+# --- keys ------------------------------------------------------------------------------------
+
+KDPM2_NAMES = ("dpm2", "dpm2_ancestral")
+GRIDS = ("karras", "exponential", "beta")
+HONOURED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    # sampler, the key, the keys that make it matter
+    *(
+        (name, key, {})
+        for name in CLASSES
+        for key in (
+            {"num_train_timesteps": 900},
+            {"beta_start": 0.001},
+            {"beta_end": 0.02},
+            {"beta_schedule": "squaredcos_cap_v2"},
+            {"trained_betas": [0.001 * (1 + i % 7) for i in range(1000)]},
+            {"prediction_type": "v_prediction"},
+            {"prediction_type": "sample"},
+        )
+    ),
+    *((n, {f"use_{grid}_sigmas": True}, {}) for n in KDPM2_NAMES for grid in GRIDS),
+    *((n, {"timestep_spacing": how}, {}) for n in KDPM2_NAMES for how in ("leading", "trailing")),
+    ("dpm2", {"steps_offset": 1}, {"timestep_spacing": "leading"}),
+    ("lcm", {"original_inference_steps": 25}, {}),
+    ("lcm", {"clip_sample": True}, {}),
+    ("lcm", {"clip_sample_range": 2.0}, {"clip_sample": True}),
+    ("lcm", {"thresholding": True}, {}),
+    ("lcm", {"sample_max_value": 3.0}, {"thresholding": True}),
+    ("lcm", {"dynamic_thresholding_ratio": 0.5}, {"thresholding": True, "sample_max_value": 9.0}),
+    ("lcm", {"timestep_scaling": 0.01}, {}),
+    ("lcm", {"rescale_betas_zero_snr": True}, {"prediction_type": "v_prediction"}),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "others"), HONOURED, ids=str)
+def test_every_honoured_key_changes_the_outcome(name: str, key: dict, others: dict) -> None:
+    plain, changed = outcome(from_keys(name, **others)), outcome(from_keys(name, **others, **key))
+    assert not np.array_equal(plain, changed)
+    assert np.all(np.isfinite(changed))
+
+
+WITHOUT_EFFECT: list[tuple[str, dict[str, Any]]] = [
+    # Another solver's own business; whatever the value.
+    *(
+        (name, key)
+        for name in KDPM2_NAMES
+        for key in (
+            {"clip_sample": True, "clip_sample_range": 0.1},
+            {"thresholding": True, "sample_max_value": 0.5},
+            {"set_alpha_to_one": False},
+            {"timestep_scaling": 1.0},
+        )
+    ),
+    # Parameters of LCMScheduler that do nothing, here as there.
+    ("lcm", {"set_alpha_to_one": False}),
+    ("lcm", {"steps_offset": 3}),
+    ("lcm", {"timestep_spacing": "trailing"}),
+    ("lcm", {"use_karras_sigmas": True}),
+    *(
+        (name, {key: value})
+        for name in CLASSES
+        for key, value in {
+            "variance_type": "fixed_small",
+            "algorithm_type": "sde-dpmsolver++",
+            "solver_order": 3,
+            "skip_prk_steps": True,
+            "_diffusers_version": "0.6.0",
+            "interpolation_type": "linear",
+            "timestep_type": "discrete",
+            "final_sigmas_type": "zero",
+            "sigma_min": None,
+            "sigma_max": None,
+            "rescale_betas_zero_snr": False,
+            "a_key_of_tomorrow": [1, {"2": None}],
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "key"), WITHOUT_EFFECT, ids=str)
+def test_other_keys_leave_the_outcome_alone(name: str, key: dict) -> None:
+    np.testing.assert_array_equal(outcome(from_keys(name, **key)), outcome(from_keys(name)))
+
+
+REFUSED: dict[str, Any] = {
+    "interpolation_type": "log_linear",
+    "timestep_type": "continuous",
+    "final_sigmas_type": "sigma_min",
+    "sigma_min": 0.03,
+    "sigma_max": 80.0,
+    "use_flow_sigmas": True,
+    "use_lu_lambdas": True,
+    "snr_shift_scale": 3.0,
+    "beta_schedule": "sigmoid",
+    "prediction_type": "flow_prediction",
+    "timestep_spacing": "even",
+    "steps_offset": -1,
+    "trained_betas": [0.1, 0.2],
+    "num_train_timesteps": "1000",
+    "beta_end": 1.5,
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+@pytest.mark.parametrize("name", CLASSES)
+def test_keys_that_would_change_the_result_are_refused_by_name(name: str, key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        from_keys(name, **{key: REFUSED[key]})
+    config = {"_class_name": "DPMSolverMultistepScheduler", key: REFUSED[key]}
+    with pytest.raises(ValueError, match=key):
+        kd_diffusers.from_config(config, sampler=name)
+
+
+@pytest.mark.parametrize("name", KDPM2_NAMES)
+def test_zero_terminal_snr_is_refused_where_sigma_would_be_infinite(name: str) -> None:
+    with pytest.raises(ValueError, match=r"rescale_betas_zero_snr = True.*sampler='lcm'"):
+        from_keys(name, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+
+
+def test_schedules_are_those_of_the_builders() -> None:
+    noise = kd.noise_schedule("linear")
+    for name, build in (("dpm2", kd.dpm2_schedule), ("dpm2_ancestral", kd.dpm2_ancestral_schedule)):
+        for grid in GRIDS:
+            found = from_keys(name, **{f"use_{grid}_sigmas": True}).schedule(7)
+            # diffusers rounds the timesteps of Karras grids.
+            expected = build(noise, 7, grid=grid, round_timesteps=grid == "karras")
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+    lcm, noise = from_keys("lcm", original_inference_steps=40), kd.noise_schedule()
+    given: dict[str, Any] = {"timesteps": [900, 300, 20], "strength": 0.67}
+    found = lcm.schedule(**given)
+    jax.tree.map(np.testing.assert_array_equal, found, kd.lcm_schedule(noise, **given))
+    found = lcm.schedule(3, original_inference_steps=20, strength=0.5)
+    expected = kd.lcm_schedule(noise, 3, original_steps=20, strength=0.5)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+# --- with diffusers at hand ------------------------------------------------------------------
+
+
+@pytest.fixture(name="diffusers", scope="module")
+def _diffusers() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in ("torch", "diffusers"):
+            pytest.importorskip(module, reason=f"{module} is not installed (the extra 'bench')")
+        return importlib.import_module("diffusers")
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs
+@pytest.mark.parametrize("name", CLASSES)
+def test_diffusers_has_these_defaults_and_reads_our_configs(diffusers: Any, name: str) -> None:
+    theirs = getattr(diffusers, CLASSES[name])
+    parameters = inspect.signature(theirs.__init__).parameters
+    assert {k: p.default for k, p in parameters.items() if k != "self"} == DEFAULTS[name]
+    ours = from_keys(name, beta_end=0.02, prediction_type="sample", timestep_spacing="trailing")
+    scheduler = theirs.from_config(ours.to_config())
+    assert {k: scheduler.config[k] for k in ours.config} == ours.config
+    assert kd_diffusers.from_config(json.loads(scheduler.to_json_string())) == ours
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_class_of_diffusers_is_read_or_refused(diffusers: Any) -> None:
+    wrong = []
+    for class_name in dir(diffusers.schedulers):
+        if not class_name.endswith("Scheduler") or class_name in CLASSES.values():
+            continue
+        try:
+            config = json.loads(getattr(diffusers, class_name)().to_json_string())
+        except (ImportError, AttributeError, TypeError):
+            continue  # needs another package, or arguments of its own
+        # CogVideoX shifts its noise levels.
+        supported = "beta_schedule" in config and "snr_shift_scale" not in config
+        if supported != _is_read(config):
+            wrong.append(class_name)
+    assert wrong == []
+
+
+def _is_read(config: dict[str, Any]) -> bool:
+    try:
+        kd_diffusers.from_config(config, sampler="dpm2")
+    except ValueError:
+        return False
+    return True
