@@ -1,6 +1,5 @@
 """What the network says, as a prediction: `denoised` and `epsilon`, and wrappers that change it."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +37,11 @@ Denoise = Callable[..., Prediction]
 def per_sample(value: ArrayLike, x: jax.Array) -> jax.Array:
     """A number, or [B] numbers as a column that meets [B, ...] without rank promotion."""
     value = jnp.asarray(value).astype(x.dtype)
+    if value.ndim and value.shape != x.shape[:1]:
+        raise ValueError(
+            f"values of shape {value.shape} met a batch of {x.shape[0]}; give one number, or one a "
+            "sample. Inside kd.guided the batch is doubled: wrap values [B] around it instead."
+        )
     return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value
 
 
@@ -279,9 +283,9 @@ def prediction_type_of(denoise: Any) -> str | None:
 
 
 def as_pytree(denoise: Denoise) -> Any:
-    """A plain function becomes a pytree without leaves, so that it may cross a jit boundary."""
-    plain = inspect.isfunction(denoise) or inspect.ismethod(denoise)
-    return jax.tree_util.Partial(denoise) if plain else denoise
+    """A caller's own callable becomes a pytree without leaves, to cross a jit boundary."""
+    known = not jax.tree_util.all_leaves([denoise])
+    return denoise if known else jax.tree_util.Partial(denoise)
 
 
 def as_float(value: Any) -> jax.Array:

@@ -48,7 +48,7 @@ class Guided:
 
         def mix(pair: jax.Array) -> jax.Array:
             with_cond, without = jnp.split(pair, 2)
-            return without + per_sample(self.scale, pair) * (with_cond - without)
+            return without + per_sample(self.scale, without) * (with_cond - without)
 
         # Both halves are mixed alike, so x = alpha D + sigma epsilon still holds, uncancelled.
         return Prediction(mix(answer.denoised), mix(answer.epsilon))

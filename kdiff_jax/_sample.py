@@ -318,7 +318,13 @@ def _sample_keys(key: Any, batch: int) -> jax.Array:
                 f"key is {key.dtype}{key.shape}, no PRNG key; pass jax.random.key(seed), or [B] "
                 "of them from jax.random.split."
             )
-        key = jax.random.wrap_key_data(jnp.asarray(key))
+        try:
+            key = jax.random.wrap_key_data(jnp.asarray(key))
+        except TypeError:
+            raise ValueError(
+                f"key is uint32{key.shape}, which is no key of JAX's default implementation; "
+                "pass jax.random.key(seed, impl='threefry2x32')."
+            ) from None
     if "rbg" in str(jax.random.key_impl(key)):
         raise ValueError(
             f"key is of the implementation {jax.random.key_impl(key)!r}, whose noise under vmap "
