@@ -81,6 +81,9 @@ class NoiseSchedule:
         Returns:
           The same shape, in [0, T - 1]: float64 NumPy for values, traced for traced ones.
 
+        Raises:
+          ValueError: a sigma that is not positive: log sigma does not exist there.
+
         Example:
           >>> import kdiff_jax as kd
           >>> noise = kd.noise_schedule("scaled_linear")
@@ -95,8 +98,14 @@ class NoiseSchedule:
                 sigma, log_table, np.arange(self.num_train_timesteps)
             )
             return jnp.interp(jnp.log(sigma), log_table, grid)
+        levels = np.asarray(sigma, np.float64)
+        if not np.all(levels > 0):
+            raise ValueError(
+                f"sigma = {sigma!r} is not positive everywhere; a noise level to look up must be: "
+                "leave out the closing 0 of a grid."
+            )
         return np.interp(
-            np.log(np.asarray(sigma, np.float64)),
+            np.log(levels),
             np.log(self.sigmas),
             np.arange(self.num_train_timesteps),
         )

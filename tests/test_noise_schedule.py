@@ -307,3 +307,9 @@ def test_one_schedule_serves_with_and_without_x64(order: list[bool]) -> None:
             found = jax.jit(there_and_back)(300.0)
         assert found.dtype == (np.float64 if wide else np.float32)
         assert float(found) == pytest.approx(300, rel=1e-12 if wide else 1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), [1.0, 0.0]])
+def test_a_level_that_has_no_logarithm_is_refused(sigma):
+    with pytest.raises(ValueError, match="not positive"):
+        kd.noise_schedule().timestep_at(sigma)
