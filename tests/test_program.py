@@ -16,6 +16,7 @@ import samplers as sp
 from samplers import NOISE, SAMPLERS, STOCHASTIC
 
 import kdiff_jax as kd
+from kdiff_jax._sample import _step
 
 KEY = jax.random.key(5)
 SHAPE = (2, 6)
@@ -96,19 +97,21 @@ def test_nothing_recompiles_for_other_numbers(caplog):
         assert compilations(caplog, run) == []
 
 
-def test_stepping_by_hand_recompiles_for_no_row(caplog):
-    def run(schedule):
+def test_stepping_by_hand_compiles_one_step_for_every_row_sampler_and_length():
+    def run(name, steps):
+        schedule = SAMPLERS[name](steps)
         denoise = kd.denoiser(sp.elementwise_model)
-        x = kd.initial_sample(schedule, KEY, SHAPE)
-        return sp.run_by_hand(denoise, sp.ELEMENTWISE, schedule, x, KEY)[-1].sample
+        # A shape of its own, so that its program is new here whatever ran before.
+        x = kd.initial_sample(schedule, KEY, (3, 11))
+        sp.run_by_hand(denoise, sp.ELEMENTWISE, schedule, x, KEY)
 
-    run(SAMPLERS["ancestral"](4))
-    assert compilations(caplog, lambda: run(SAMPLERS["ancestral"](4))) == []
-    # Rows are scalars whatever the sampler and N: only tables of another length are new. No other
-    # test indexes one of 117 rows, so that its program is new here whatever ran before.
-    seen = compilations(caplog, lambda: run(SAMPLERS["dpm2_karras"](59)))
-    assert any("_take" in program for program in seen)
-    assert all("[117]" in program or "[60]" in program for program in seen)
+    step: Any = _step
+    before = step._cache_size()
+    run("ancestral", 4)
+    assert step._cache_size() == before + 1
+    for name, steps in (("ancestral", 4), ("ancestral", 7), ("dpm2_karras", 9), ("lcm", 3)):
+        run(name, steps)
+    assert step._cache_size() == before + 1
 
 
 # --- what the program leaves out -------------------------------------------------------------
