@@ -9,6 +9,7 @@ from kdiff_jax._denoise import thresholded as thresholded
 from kdiff_jax._dpm2 import dpm2_ancestral_schedule as dpm2_ancestral_schedule
 from kdiff_jax._dpm2 import dpm2_schedule as dpm2_schedule
 from kdiff_jax._euler import euler_schedule as euler_schedule
+from kdiff_jax._guidance import guidance_embedding as guidance_embedding
 from kdiff_jax._guidance import guided as guided
 from kdiff_jax._lcm import lcm_schedule as lcm_schedule
 from kdiff_jax._noise_schedule import NoiseSchedule as NoiseSchedule
