@@ -166,7 +166,7 @@ class Schedule:
             sigmas=table.sigmas[step:],
             init_noise_sigma=(jnp if traced else np).hypot(rows.alpha[0], rows.sigma[0]),
         )
-        return rest if traced else _put(rest)
+        return _put(rest)
 
 
 @jax.jit
@@ -200,13 +200,11 @@ def build_schedule(
         init_noise_sigma=cast(init_noise_sigma, floating, ()),
         **facts,
     )
-    return (
-        jax.tree.map(jnp.asarray, schedule)
-        if is_traced(*jax.tree.leaves(schedule))
-        else _put(schedule)
-    )
+    return _put(schedule)
 
 
 def _put(schedule: Schedule) -> Schedule:
+    if is_traced(*jax.tree.leaves(schedule)):
+        return jax.tree.map(jnp.asarray, schedule)
     # One transfer, no program: an operation on each leaf would compile anew for every length.
     return jax.device_put(schedule)
