@@ -60,6 +60,15 @@ def check_number(
     return number
 
 
+def share(count: int, strength: Any) -> int:
+    """`floor(count * strength)` of an image-to-image strength in (0, 1]."""
+    strength = check_number("strength", strength, above=0)
+    if strength > 1:
+        raise ValueError(f"strength = {strength} is out of range; expected it in (0, 1].")
+    # Rounded first: 0.58 * 50 is 28.999999999999996 in binary.
+    return math.floor(round(count * strength, 9))
+
+
 def check_choice(name: str, value: Any, choices: Iterable[str | None]) -> Any:
     """One of a few names."""
     options = list(choices)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdiff_jax._checks import check_int, is_traced
+from kdiff_jax._checks import check_int, is_traced, share
 
 
 @jax.tree_util.register_dataclass
@@ -167,6 +167,37 @@ class Schedule:
             init_noise_sigma=(jnp if traced else np).hypot(rows.alpha[0], rows.sigma[0]),
         )
         return _put(rest)
+
+
+    def start_at_strength(self, strength: float) -> "Schedule":
+        """The last `floor(N * strength)` of the N outer steps, for image-to-image.
+
+        What the image-to-image pipelines of diffusers run. `lcm_schedule(noise, N, strength=)`
+        is the other meaning of a strength: exactly N steps below it.
+
+        Args:
+          strength: in (0, 1]; 1 keeps every step, and with few steps a small one leaves none.
+
+        Returns:
+          A Schedule, as from `start_at`.
+
+        Raises:
+          ValueError: a strength outside (0, 1], or one that leaves no step.
+
+        Example:
+          >>> import kdiff_jax as kd
+          >>> kd.dpm2_schedule(kd.noise_schedule(), 25).start_at_strength(0.3).num_steps
+          7
+
+        Source: `get_timesteps` of diffusers' StableDiffusionImg2ImgPipeline.
+        """
+        kept = share(self.num_steps, strength)
+        if kept < 1:
+            raise ValueError(
+                f"strength = {strength} leaves none of {self.num_steps} outer steps; raise it to "
+                f"at least {1 / self.num_steps}, or take more steps."
+            )
+        return self.start_at(self.num_steps - kept)
 
 
 @jax.jit

@@ -13,6 +13,7 @@ from kdiff_jax._checks import (
     check_vector,
     common_namespace,
     is_traced,
+    share,
 )
 from kdiff_jax._noise_schedule import NoiseSchedule
 
@@ -216,17 +217,13 @@ def lcm_timesteps(
 
     Source: Luo et al. 2023 (arXiv:2310.04378), Algorithm 3; `LCMScheduler.set_timesteps`.
     """
-    strength = check_number("strength", strength, above=0)
-    if strength > 1:
-        raise ValueError(f"strength = {strength} is out of range; expected it in (0, 1].")
     if (num_steps is None) == (timesteps is None):
         raise ValueError(
             f"num_steps = {num_steps} and timesteps = {timesteps}; give exactly one of them."
         )
     if timesteps is not None:
         steps = _custom_lcm_timesteps(num_train_timesteps, timesteps)
-        # Rounded first: 0.58 * 50 is 28.999999999999996 in binary.
-        kept = int(np.floor(round(len(steps) * strength, 9)))
+        kept = share(len(steps), strength)
         if kept < 1:
             raise ValueError(
                 f"strength = {strength} leaves none of {len(steps)} timesteps; raise it to at "
@@ -240,7 +237,7 @@ def lcm_timesteps(
             f"{num_train_timesteps}; the distillation grid holds whole timesteps: lower it."
         )
     num_steps = check_int("num_steps", num_steps, 1)
-    length = int(np.floor(round(original_steps * strength, 9)))
+    length = share(original_steps, strength)
     if num_steps > length:
         raise ValueError(
             f"num_steps = {num_steps} is more than the {length} timesteps that original_steps = "

@@ -169,6 +169,9 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: DPM2.start_at(3), "step = 3 is past the end.*3 outer steps"),
     (lambda: DPM2.start_at(-1), "step = -1"),
     (lambda: DPM2.start_at(0.5), "step = 0.5.*integer"),  # type: ignore[arg-type]
+    (lambda: DPM2.start_at_strength(0.3), "strength = 0.3 leaves none of 3 outer steps"),
+    (lambda: DPM2.start_at_strength(0), "strength = 0.0 is out of range"),
+    (lambda: DPM2.start_at_strength(1.2), "strength = 1.2 is out of range"),
     (
         lambda: kd.step(kd.init(ANCESTRAL, X), ANCESTRAL[1], PREDICTION),
         rf"row 1 draws noise \(noise_weight = {ANCESTRAL[1].noise_weight}\).*key=.*noise=",

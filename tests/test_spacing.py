@@ -1,6 +1,7 @@
 """Inference grids: which noise levels a run visits, for every N, and traced as on the host."""
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -175,6 +176,30 @@ def test_init_noise_sigma_follows_the_spacing_until_steps_are_dropped(grid: str 
         assert schedule.start_at(0).init_noise_sigma == schedule.init_noise_sigma
         later = schedule.start_at(3).init_noise_sigma
         assert later == pytest.approx(math.hypot(1, sigmas[3]), rel=2e-7)
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 7, 25, 50, 100])
+def test_strength_of_the_pipelines_keeps_the_last_steps(num_steps: int) -> None:
+    """In exact fractions: binary floats would keep 28 of 50 at a strength of 0.58."""
+    schedule = kd.dpm2_schedule(NOISE, num_steps)
+    for hundredths in range(1, 101):
+        strength = hundredths / 100
+        kept = Fraction(hundredths, 100) * num_steps // 1
+        if kept == 0:
+            with pytest.raises(ValueError, match=f"leaves none of {num_steps} outer steps"):
+                schedule.start_at_strength(strength)
+        elif hundredths % 7 == 2:  # every length compiles nothing, but each costs a transfer
+            rest = schedule.start_at_strength(strength)
+            assert rest.num_steps == kept
+            np.testing.assert_array_equal(rest.sigmas, schedule.sigmas[num_steps - kept :])
+
+
+def test_strength_means_two_things_for_lcm_each_by_its_name() -> None:
+    """Exactly N steps below it, or those of N steps that lie below it."""
+    below = kd.lcm_schedule(NOISE, 4, strength=0.5)
+    assert below.rows.timestep.tolist() == [499, 379, 259, 139]
+    dropped = kd.lcm_schedule(NOISE, 4).start_at_strength(0.5)
+    assert dropped.rows.timestep.tolist() == [499, 259]
 
 
 def test_lcm_starts_at_unit_variance() -> None:
