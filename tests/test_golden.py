@@ -12,14 +12,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import k_truth
 import numpy as np
 import pytest
+import recordings
 import truth
 
 import kdiff_jax as kd
 from kdiff_jax.adapters import diffusers as kd_diffusers
 
-CASES = truth.load_cases()
+CASES = recordings.load_cases()
 CALL_KEYS = ("num_inference_steps", "timesteps", "original_inference_steps", "strength")
 
 
@@ -27,7 +29,7 @@ CALL_KEYS = ("num_inference_steps", "timesteps", "original_inference_steps", "st
 
 
 def network(net: dict[str, jax.Array], x: jax.Array, timestep: jax.Array) -> jax.Array:
-    """`truth.network` in float32: one function, its coefficients params, so that jit is shared."""
+    """`recordings.network` in float32, its coefficients params, so that one jit serves all."""
     flat, time = x.reshape(x.shape[0], -1), timestep[:, None]
     early = 1 - (time + 1) / net["num_train_timesteps"]
     wave = jnp.cos(net["frequency"] * time + net["phase"])
@@ -43,12 +45,12 @@ def evaluate(denoise: Any, params: Any, x: jax.Array, row: kd.Row) -> kd.Predict
     return prediction
 
 
-def schedule_of(case: truth.Case) -> kd.Schedule:
+def schedule_of(case: recordings.Case) -> kd.Schedule:
     arguments = {k: case.call[k] for k in CALL_KEYS if case.call[k] is not None}
     return kd_diffusers.from_config(case.config).schedule(**arguments)
 
 
-def run(case: truth.Case) -> np.ndarray:
+def run(case: recordings.Case) -> np.ndarray:
     """The sample after every evaluation, stepped by hand with the noise that was recorded."""
     denoise = kd_diffusers.from_config(case.config).denoiser(network)
     schedule = schedule_of(case).start_at(case.call["begin_index"])
@@ -80,9 +82,9 @@ def _errors() -> dict[str, Errors]:
     for case in CASES:
         exact = truth.replay(case).samples
         found[case.name] = Errors(
-            truth.relative_error(run(case), exact),
-            truth.relative_error(case.samples, exact),
-            truth.relative_error(truth.replay(case, round32=True).samples, exact),
+            recordings.relative_error(run(case), exact),
+            recordings.relative_error(case.samples, exact),
+            recordings.relative_error(truth.replay(case, round32=True).samples, exact),
         )
     return found
 
@@ -92,8 +94,8 @@ def _errors() -> dict[str, Errors]:
 
 def test_there_are_enough_recordings_of_every_kind() -> None:
     assert len(CASES) >= 150
-    assert truth.load_versions()["diffusers"] == "0.42.1"
-    for class_name in (truth.KDPM2, truth.ANCESTRAL, truth.LCM):
+    assert recordings.load_versions()["diffusers"] == "0.42.1"
+    for class_name in (recordings.KDPM2, recordings.ANCESTRAL, recordings.LCM):
         of_class = [case for case in CASES if case.config["_class_name"] == class_name]
         assert len(of_class) >= 40
         assert sum(case.call["begin_index"] > 0 for case in of_class) >= 5
@@ -147,16 +149,16 @@ def test_image_to_image_starts_at_the_level_of_its_first_row() -> None:
         row = schedule_of(case).start_at(case.call["begin_index"])[0]
         found = kd.add_noise(row, jnp.asarray(case.clean), jnp.asarray(case.clean_noise))
         clean, noise = (np.asarray(v, np.float64) for v in (case.clean, case.clean_noise))
-        if case.config["_class_name"] == truth.LCM:
+        if case.config["_class_name"] == recordings.LCM:
             abar = truth.alphas_cumprod(case.config)[
                 int(truth.replay(case).timesteps[case.first_row])
             ]
             exact = math.sqrt(abar) * clean + math.sqrt(1 - abar) * noise
         else:
             exact = clean + truth.replay(case).sigmas[case.call["begin_index"]] * noise
-        assert truth.relative_error(found[None], exact[None]) < 3e-7, case.name
+        assert recordings.relative_error(found[None], exact[None]) < 3e-7, case.name
         # diffusers starts there too, within its own rounding of the level.
-        assert truth.relative_error(case.initial[None], exact[None]) < 2e-4, case.name
+        assert recordings.relative_error(case.initial[None], exact[None]) < 2e-4, case.name
 
 
 # --- k-diffusion -----------------------------------------------------------------------------
@@ -201,12 +203,12 @@ def test_dpm2_is_k_diffusion_on_random_grids(seed: int, ancestral: bool) -> None
             float(rng.uniform(0.5, 1.5)),
         )
         schedule = kd.dpm2_ancestral_schedule(NOISE, sigmas=sigmas, eta=eta, s_noise=s_noise)
-        truth.k_sample_dpm_2_ancestral(
+        k_truth.k_sample_dpm_2_ancestral(
             k_denoiser(params), x, sigmas, eta, s_noise, noise, trace=expected
         )
     else:
         schedule = kd.dpm2_schedule(NOISE, sigmas=sigmas)
-        truth.k_sample_dpm_2(k_denoiser(params), x, sigmas, trace=expected)
+        k_truth.k_sample_dpm_2(k_denoiser(params), x, sigmas, trace=expected)
 
     denoise = kd.denoiser(score)
     state = kd.init(schedule, jnp.asarray(x))
@@ -216,7 +218,7 @@ def test_dpm2_is_k_diffusion_on_random_grids(seed: int, ancestral: bool) -> None
         state = kd.step(state, row, prediction, noise=jnp.asarray(noise[int(row.step)]))
         found.append(state.sample)
     assert len(found) == len(expected) == 2 * len(sigmas) - 3
-    assert truth.relative_error(np.stack(found), np.stack(expected)) < 2e-6
+    assert recordings.relative_error(np.stack(found), np.stack(expected)) < 2e-6
     if not ancestral:
         whole = kd.sample(denoise, jnp.float32(params), schedule, jnp.asarray(x))
-        assert truth.relative_error(whole[None], expected[-1][None]) < 2e-6
+        assert recordings.relative_error(whole[None], expected[-1][None]) < 2e-6

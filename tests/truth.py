@@ -1,4 +1,4 @@
-"""A float64 truth for the samplers, and the recordings of diffusers that it is compared with.
+"""A float64 truth for the samplers, which the recordings of diffusers are compared with.
 
 Nothing here comes from `kdiff_jax`: the noise levels, the grids and the steps are written again, in
 NumPy float64, from the papers' own formulas, in the form in which they were published (derivatives
@@ -26,24 +26,18 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+from recordings import ANCESTRAL, LCM, Array, Case, network
 from scipy.special import betaincinv
 
-Array = NDArray[Any]
 Config = Mapping[str, Any]
 Model = Callable[[Array, float], Array]
 
-RECORDINGS = Path(__file__).parent / "golden" / "recordings.npz"
-KDPM2 = "KDPM2DiscreteScheduler"
-ANCESTRAL = "KDPM2AncestralDiscreteScheduler"
-LCM = "LCMScheduler"
 SIGMA_DATA = 0.5
 
 _DEFAULTS: Config = {
@@ -74,131 +68,6 @@ _LCM_DEFAULTS: Config = {
     "timestep_scaling": 10.0,
     "rescale_betas_zero_snr": False,
 }
-
-
-# --- the network of the recordings -----------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A fixed smooth network that mixes the elements of a sample: see `network`.
-
-    Every number is a float32 value, so that all precisions evaluate the same function.
-    """
-
-    weight: Array  # [n, n], n the number of elements of one sample
-    bias: Array  # [n]
-    linear: float
-    linear_slope: float
-    gain: float
-    gain_slope: float
-    frequency: float
-    phase: float
-    num_train_timesteps: int
-
-
-def network(net: Network, x: Array, timestep: float) -> Array:
-    """`(linear + linear_slope e^2) x + (gain + gain_slope e) tanh(x W + bias cos(w t + phase))`.
-
-    `e = 1 - (t + 1) / T` is 0 at the noisiest training timestep, so that an epsilon network with
-    `linear = 1` and `gain = 0` answers almost its input there, as a trained one does.
-    """
-    flat = x.reshape(x.shape[0], -1)
-    early = 1 - (timestep + 1) / net.num_train_timesteps
-    wave = math.cos(net.frequency * timestep + net.phase)
-    hidden = np.tanh(flat @ net.weight.astype(np.float64) + wave * net.bias.astype(np.float64))
-    linear = net.linear + net.linear_slope * early**2
-    gain = net.gain + net.gain_slope * early
-    return (linear * flat + gain * hidden).reshape(x.shape)
-
-
-# --- the recordings --------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One run of a diffusers scheduler.
-
-    A table has R rows, one for each evaluation of the network from the noisiest level on: 2N - 1
-    for the two DPM2 schedulers, N for LCM. `call["begin_index"]` counts outer steps, so a run has
-    `E = R - first_row` evaluations.
-    """
-
-    name: str  # "dpm2/000", "dpm2_ancestral/000", "lcm/000"
-    config: dict[str, Any]  # what diffusers writes to scheduler_config.json
-    # num_inference_steps, timesteps, original_inference_steps, strength: None where not passed;
-    # begin_index: in outer steps, 0 unless the run starts in the middle.
-    call: dict[str, Any]
-    network: Network
-    initial: Array  # [B, ...] float32, already at the noise level of the first row
-    # [B, ...] float32: for image-to-image, what diffusers' add_noise was given (its answer is
-    # `initial`). Otherwise None.
-    clean: Array | None
-    clean_noise: Array | None
-    noise_rows: tuple[int, ...]  # the rows (of the whole table) that draw noise, in order
-    noise: Array  # [len(noise_rows), B, ...] float32
-    timesteps: Array  # [R] float64, exactly as diffusers has them, whole table
-    sigmas: Array  # [N + 1] float32, the closing 0 included; empty for LCM
-    init_noise_sigma: float
-    samples: Array  # [E, B, ...] float32: diffusers' sample after every evaluation
-
-    @property
-    def first_row(self) -> int:
-        """The first row that the run evaluates."""
-        begin: int = self.call["begin_index"]
-        return begin if self.config["_class_name"] == LCM else 2 * begin
-
-
-def load_cases(path: Path = RECORDINGS) -> list[Case]:
-    """Every recorded case, in a fixed order."""
-    with np.load(path) as stored:
-        header = json.loads(stored["header"].tobytes())
-        floats, doubles = stored["float32"], stored["float64"]
-        weights = {n: (stored[f"weight_{n}"], stored[f"bias_{n}"]) for n in header["network_sizes"]}
-
-    taken = {"float32": 0, "float64": 0}
-
-    def take(pool: str, shape: Sequence[int]) -> Array:
-        start, stop = taken[pool], taken[pool] + math.prod(shape)
-        taken[pool] = stop
-        values: Array = {"float32": floats, "float64": doubles}[pool][start:stop]
-        return values.reshape(shape)
-
-    cases = []
-    for record in header["cases"]:
-        shape = record["shape"]
-        weight, bias = weights[math.prod(shape[1:])]
-        cases.append(
-            Case(
-                name=record["name"],
-                config=record["config"],
-                call=record["call"],
-                network=Network(weight, bias, **record["network"]),
-                initial=take("float32", shape),
-                clean=take("float32", shape) if record["from_clean"] else None,
-                clean_noise=take("float32", shape) if record["from_clean"] else None,
-                noise_rows=tuple(record["noise_rows"]),
-                noise=take("float32", [len(record["noise_rows"]), *shape]),
-                timesteps=take("float64", [record["num_rows"]]),
-                sigmas=take("float32", [record["num_sigmas"]]),
-                init_noise_sigma=record["init_noise_sigma"],
-                samples=take("float32", [record["num_evaluations"], *shape]),
-            )
-        )
-    return cases
-
-
-def load_versions(path: Path = RECORDINGS) -> dict[str, str]:
-    """The versions of the packages that made the recordings."""
-    with np.load(path) as stored:
-        versions: dict[str, str] = json.loads(stored["header"].tobytes())["versions"]
-        return versions
-
-
-def relative_error(samples: ArrayLike, truth: Array) -> float:
-    """The worst over all evaluations of max |sample - truth| / max |truth|. NaN if any is NaN."""
-    difference = np.abs(np.asarray(samples, np.float64) - truth).reshape(len(truth), -1).max(axis=1)
-    return float((difference / np.abs(truth).reshape(len(truth), -1).max(axis=1)).max())
 
 
 # --- noise levels of training ----------------------------------------------------------------
@@ -305,6 +174,20 @@ def lcm_timesteps(config: Config, call: Config) -> Array:
     chosen = np.floor(np.linspace(0, len(grid), call["num_inference_steps"], endpoint=False))
     taken: Array = grid[::-1][chosen.astype(np.int64)]
     return taken
+
+
+def ancestral_levels(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
+    """sigma_down and sigma_up of an ancestral step, with sigma_down^2 + sigma_up^2 = sigma_next^2.
+
+    Published: `sigma_up = min(sigma_next, eta sqrt(sigma_next^2 (sigma^2 - sigma_next^2)) / sigma)`
+    and sigma_down from the sum of squares. With squaredcos_cap_v2 sigma / sigma_next passes 1e3;
+    then the second difference cancels, even in float64, so both are written as factors here.
+    """
+    ratio = sigma_next / sigma
+    kept = 1 - eta**2 + (eta * ratio) ** 2  # (sigma_down / sigma_next)^2
+    if kept <= 0:
+        return 0.0, sigma_next
+    return sigma_next * math.sqrt(kept), sigma_next * eta * math.sqrt((1 - ratio) * (1 + ratio))
 
 
 # --- the samplers ----------------------------------------------------------------------------
@@ -466,107 +349,3 @@ def _lcm(
         x = rounded(x)
         samples.append(x)
     return Truth(np.array(samples), timesteps.astype(np.float64), np.zeros(0), 1.0)
-
-
-# --- the published algorithms of k-diffusion -------------------------------------------------
-
-
-def ancestral_levels(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
-    """sigma_down and sigma_up of an ancestral step, with sigma_down^2 + sigma_up^2 = sigma_next^2.
-
-    Published: `sigma_up = min(sigma_next, eta sqrt(sigma_next^2 (sigma^2 - sigma_next^2)) / sigma)`
-    and sigma_down from the sum of squares. With squaredcos_cap_v2 sigma / sigma_next passes 1e3;
-    then the second difference cancels, even in float64, so both are written as factors here.
-    """
-    ratio = sigma_next / sigma
-    kept = 1 - eta**2 + (eta * ratio) ** 2  # (sigma_down / sigma_next)^2
-    if kept <= 0:
-        return 0.0, sigma_next
-    return sigma_next * math.sqrt(kept), sigma_next * eta * math.sqrt((1 - ratio) * (1 + ratio))
-
-
-def k_sample_dpm_2(
-    model: Callable[[Array, float], Array],
-    x: ArrayLike,
-    sigmas: Sequence[float] | Array,
-    s_churn: float = 0.0,
-    s_tmin: float = 0.0,
-    s_tmax: float = math.inf,
-    s_noise: float = 1.0,
-    noise: Sequence[Array] | Array | None = None,
-    trace: list[Array] | None = None,
-) -> Array:
-    """k-diffusion's `sample_dpm_2`: Karras et al. 2022, Algorithm 2, with DPM-Solver-2 midpoints.
-
-    Args:
-        model: `model(x, sigma) -> denoised`, in sigma space.
-        x: the sample at `sigmas[0]`, [B, ...].
-        sigmas: the grid [N + 1], descending, closed by 0.
-        s_churn, s_tmin, s_tmax, s_noise: churn. Before step i, noise raises sigma by a factor of at
-            most sqrt(2) where s_tmin <= sigma <= s_tmax.
-        noise: `noise[i]` is the standard normal array for the churn of step i.
-        trace: where given, the sample after every evaluation of the model is appended to it.
-    """
-    x = np.asarray(x, np.float64)
-    trace = [] if trace is None else trace
-    num_steps = len(sigmas) - 1
-    for i in range(num_steps):
-        sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
-        churned = s_tmin <= sigma <= s_tmax
-        gamma = min(s_churn / num_steps, math.sqrt(2) - 1) if churned else 0.0
-        sigma_hat = sigma * (1 + gamma)
-        if gamma > 0:
-            if noise is None:
-                raise ValueError("churn needs noise")
-            x = x + noise[i] * s_noise * math.sqrt(sigma_hat**2 - sigma**2)
-        slope = (x - model(x, sigma_hat)) / sigma_hat
-        if sigma_next == 0:
-            x = x + slope * (sigma_next - sigma_hat)
-        else:
-            sigma_mid = math.exp(0.5 * (math.log(sigma_hat) + math.log(sigma_next)))
-            middle = x + slope * (sigma_mid - sigma_hat)
-            trace.append(middle)
-            slope = (middle - model(middle, sigma_mid)) / sigma_mid
-            x = x + slope * (sigma_next - sigma_hat)
-        trace.append(x)
-    return x
-
-
-def k_sample_dpm_2_ancestral(
-    model: Callable[[Array, float], Array],
-    x: ArrayLike,
-    sigmas: Sequence[float] | Array,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    noise: Sequence[Array] | Array | None = None,
-    trace: list[Array] | None = None,
-) -> Array:
-    """k-diffusion's `sample_dpm_2_ancestral`: DPM-Solver-2 down to sigma_down, then noise back up.
-
-    Args: as of `k_sample_dpm_2`, with
-        eta: 0 is `sample_dpm_2` without churn.
-        s_noise: a factor on the noise.
-        noise: `noise[i]` is the standard normal array added after step i, where sigmas[i + 1] > 0.
-    """
-    x = np.asarray(x, np.float64)
-    trace = [] if trace is None else trace
-    for i in range(len(sigmas) - 1):
-        sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
-        sigma_down, sigma_up = ancestral_levels(sigma, sigma_next, eta)
-        slope = (x - model(x, sigma)) / sigma
-        if sigma_down == 0:
-            x = x + slope * (sigma_down - sigma)
-        else:
-            sigma_mid = math.exp(0.5 * (math.log(sigma) + math.log(sigma_down)))
-            middle = x + slope * (sigma_mid - sigma)
-            trace.append(middle)
-            slope = (middle - model(middle, sigma_mid)) / sigma_mid
-            x = x + slope * (sigma_down - sigma)
-        # The published code adds noise only in the branch above, that is, not where sigma_down is
-        # 0; with sigma_next > 0 that would leave less noise in x than the next level claims.
-        if sigma_next > 0 and sigma_up > 0:
-            if noise is None:
-                raise ValueError("an ancestral step needs noise")
-            x = x + noise[i] * s_noise * sigma_up
-        trace.append(x)
-    return x

@@ -1,4 +1,4 @@
-"""Records what the schedulers of diffusers do, for `tests/truth.py` and the tests that use it.
+"""Records what the schedulers of diffusers do, for `tests/recordings.py` and the tests that use it.
 
 Needs torch and diffusers, which nothing else in the tests does. In an environment of its own:
 
@@ -14,10 +14,10 @@ The recordings say which versions made them. The same versions make the same byt
 
 What is recorded: runs of `KDPM2DiscreteScheduler`, `KDPM2AncestralDiscreteScheduler` and
 `LCMScheduler` over random values of all of their parameters, with the small fixed network of
-`truth.network` evaluated by torch in float32, the noise drawn beforehand and handed to the
+`recordings.network` evaluated by torch in float32, the noise drawn beforehand and handed to the
 scheduler in place of `randn_tensor`, and the sample after every evaluation. Image-to-image runs
-start from the scheduler's own `add_noise`, as the pipelines do. `truth.Case` says what a record
-holds.
+start from the scheduler's own `add_noise`, as the pipelines do. `recordings.Case` says what a
+record holds.
 
 What is left out, because diffusers is wrong there and not just inexact (each has its own test):
 
@@ -64,11 +64,12 @@ import scipy
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+recordings = importlib.import_module("recordings")
 truth = importlib.import_module("truth")
 
 SEED = 20240229
 COUNTS = {"dpm2": 72, "dpm2_ancestral": 72, "lcm": 66}
-CLASSES = {"dpm2": truth.KDPM2, "dpm2_ancestral": truth.ANCESTRAL, "lcm": truth.LCM}
+CLASSES = {"dpm2": recordings.KDPM2, "dpm2_ancestral": recordings.ANCESTRAL, "lcm": recordings.LCM}
 MODULES = {
     "dpm2": "diffusers.schedulers.scheduling_k_dpm_2_discrete",
     "dpm2_ancestral": "diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete",
@@ -241,7 +242,7 @@ def _floors_alike(config: dict[str, Any], call: dict[str, Any]) -> bool:
 
 
 def _sigma_down_is_lost(scheduler: Any, config: dict[str, Any], call: dict[str, Any]) -> bool:
-    config = {"_class_name": truth.ANCESTRAL, **config}
+    config = {"_class_name": recordings.ANCESTRAL, **config}
     sigmas, _ = truth.sigma_grid(config, call["num_inference_steps"])
     pairs = itertools.pairwise(sigmas[:-1])
     exact = np.array([truth.ancestral_levels(high, low)[0] for high, low in pairs])
@@ -271,7 +272,7 @@ def _left_out(name: str, config: dict[str, Any], call: dict[str, Any]) -> str | 
 
 
 def _torch_network(net: Any, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """`truth.network` in torch float32."""
+    """`recordings.network` in torch float32."""
     flat = x.reshape(x.shape[0], -1)
     timestep = timestep.to(torch.float32)
     early = 1 - (timestep + 1) / net.num_train_timesteps
@@ -342,7 +343,7 @@ def _run(
             samples.append(sample.numpy().copy())
     assert next(drawn, None) is None, "fewer draws than noise rows"
     assert np.all(np.isfinite(samples))
-    return truth.Case(
+    return recordings.Case(
         name="",
         config=json.loads(scheduler.to_json_string()),
         call={**dict.fromkeys(_CALL_KEYS), **call},
@@ -386,7 +387,7 @@ def generate() -> tuple[list[Any], dict[int, tuple[np.ndarray, np.ndarray]], dic
             if config.get("thresholding"):
                 shape = (3, 2, 2, 3)  # diffusers thresholds nothing of rank 2
             coefficients = _network(rng, config["prediction_type"], config["num_train_timesteps"])
-            net = truth.Network(*weights[math.prod(shape[1:])], **coefficients)
+            net = recordings.Network(*weights[math.prod(shape[1:])], **coefficients)
             case = _run(name, config, call, net, rng, shape)
             if case is None:
                 left_out["ancestral, sigma_down lost in float32"] += 1
@@ -492,7 +493,7 @@ def _replay_in_double(case: Any) -> np.ndarray:
         sample = torch.from_numpy(case.initial).double()
         for timestep in scheduler.timesteps[case.first_row :]:
             scaled = scheduler.scale_model_input(sample, timestep).numpy()
-            out = torch.from_numpy(truth.network(case.network, scaled, float(timestep)))
+            out = torch.from_numpy(recordings.network(case.network, scaled, float(timestep)))
             sample = scheduler.step(out, timestep, sample).prev_sample
             samples.append(sample.numpy().copy())
     return np.stack(samples)
@@ -501,11 +502,11 @@ def _replay_in_double(case: Any) -> np.ndarray:
 def check(path: Path, *, worst: int = 12) -> None:
     """Prints the error of diffusers to the truth, and the error that float32 cannot avoid."""
     rows = []
-    for case in truth.load_cases(path):
+    for case in recordings.load_cases(path):
         exact = truth.replay(case).samples
-        floor = truth.relative_error(truth.replay(case, round32=True).samples, exact)
-        double = truth.relative_error(_replay_in_double(case), exact)
-        rows.append((truth.relative_error(case.samples, exact), floor, double, case))
+        floor = recordings.relative_error(truth.replay(case, round32=True).samples, exact)
+        double = recordings.relative_error(_replay_in_double(case), exact)
+        rows.append((recordings.relative_error(case.samples, exact), floor, double, case))
     for name in [*COUNTS, "all"]:
         chosen = [row for row in rows if name in (row[-1].name.split("/")[0], "all")]
         for column, label in enumerate(("diffusers", "rounded truth", "in float64")):
@@ -534,11 +535,11 @@ def main() -> None:
     diffusers.utils.logging.set_verbosity_error()
     if not arguments.check:
         cases, weights, left_out = generate()
-        write(truth.RECORDINGS, cases, weights)
-        print(f"{len(cases)} cases, {truth.RECORDINGS.stat().st_size / 1e6:.2f} MB")
+        write(recordings.RECORDINGS, cases, weights)
+        print(f"{len(cases)} cases, {recordings.RECORDINGS.stat().st_size / 1e6:.2f} MB")
         for reason, count in sorted(left_out.items()):
             print(f"left out {count:4d}: {reason}")
-    check(truth.RECORDINGS)
+    check(recordings.RECORDINGS)
 
 
 if __name__ == "__main__":
