@@ -168,7 +168,6 @@ class Schedule:
         )
         return _put(rest)
 
-
     def start_at_strength(self, strength: float) -> "Schedule":
         """The last `floor(N * strength)` of the N outer steps, for image-to-image.
 
