@@ -1,7 +1,8 @@
-"""Samples handwritten digits of all ten classes with the shipped network, and draws them.
+"""Samples handwritten digits of all ten classes with the shipped networks, and draws them.
 
-python examples/digits.py                                  # DPM2 and ancestral DPM2
+python examples/digits.py                                  # DPM2, ancestral DPM2 and LCM
 python examples/digits.py --sampler dpm2 --steps 25 --class 3 --seed 7 --output three.png
+python examples/digits.py --sampler lcm --steps 4 --guidance 2.0
 """
 
 import argparse
@@ -24,11 +25,15 @@ import kdiff_jax as kd
 import unet
 
 WEIGHTS = Path(__file__).parent / "weights" / "digits.safetensors"
-TITLES = {"dpm2": "DPM2", "dpm2_ancestral": "ancestral DPM2", "euler": "Euler"}
+LCM_WEIGHTS = WEIGHTS.with_name("digits_lcm.safetensors")
+LCM_GUIDANCE = (1.0, 3.0)  # the scales that distill_lcm.py taught it
+TITLES = {"dpm2": "DPM2", "dpm2_ancestral": "ancestral DPM2", "euler": "Euler", "lcm": "LCM"}
+DEFAULT_STEPS = {"dpm2": 12, "dpm2_ancestral": 12, "euler": 23, "lcm": 4}
 BUILDERS: dict[str, Callable[..., kd.Schedule]] = {
     "dpm2": kd.dpm2_schedule,
     "dpm2_ancestral": kd.dpm2_ancestral_schedule,
     "euler": kd.euler_schedule,
+    "lcm": kd.lcm_schedule,
 }
 
 
@@ -38,9 +43,11 @@ def training_noise() -> kd.NoiseSchedule:
 
 
 def digits_schedule(sampler: str, steps: int, grid: str | None = "karras") -> kd.Schedule:
-    """The run of a sampler on the digits network's noise levels."""
+    """The run of a sampler on the digits network's noise levels; LCM has a grid of its own."""
     if sampler not in BUILDERS:
         raise ValueError(f"sampler = {sampler!r}; choose one of {', '.join(BUILDERS)}.")
+    if sampler == "lcm":
+        return kd.lcm_schedule(training_noise(), steps)
     return BUILDERS[sampler](training_noise(), steps, grid=grid)
 
 
@@ -50,6 +57,22 @@ def digits_denoiser(guidance: float = 1.0) -> Any:
     if guidance == 1.0:
         return denoise
     return kd.guided(denoise, guidance, uncond=jnp.int32(unet.NO_CLASS))
+
+
+def lcm_denoiser() -> Any:
+    """The distilled network as a denoiser; its guidance is a part of cond, at no extra cost."""
+    return kd.consistency(kd.denoiser(unet.model_fn, "epsilon"))
+
+
+def lcm_cond(labels: jax.Array, guidance: float) -> dict[str, jax.Array]:
+    """What the distilled network is told: classes, and one guidance scale for all of them."""
+    low, high = LCM_GUIDANCE
+    if not low <= guidance <= high:
+        raise ValueError(
+            f"guidance = {guidance}; the distilled network was taught scales from {low:g} to "
+            f"{high:g}: stay inside, or distil it with another --guidance range."
+        )
+    return {"label": labels, "scale": jnp.full(labels.shape, guidance, jnp.float32)}
 
 
 def draw(panels: list[tuple[str, np.ndarray]], path: Path) -> None:
@@ -70,9 +93,11 @@ def draw(panels: list[tuple[str, np.ndarray]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--sampler", nargs="+", choices=BUILDERS, default=["dpm2", "dpm2_ancestral"]
+        "--sampler", nargs="+", choices=BUILDERS, default=["dpm2", "dpm2_ancestral", "lcm"]
     )
-    parser.add_argument("--steps", type=int, default=12, help="outer steps N")
+    parser.add_argument(
+        "--steps", type=int, help="outer steps N; by default 12 of DPM2, 23 of Euler, 4 of LCM"
+    )
     parser.add_argument("--class", dest="classes", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--rows", type=int, default=8, help="digits of each class")
     parser.add_argument("--guidance", type=float, default=1.5, help="1 is none, at half the cost")
@@ -85,14 +110,18 @@ def main() -> None:
     if not set(args.classes) <= set(range(10)) or args.rows < 1:
         parser.error(f"--class {args.classes} --rows {args.rows}: classes are 0 to 9, rows >= 1")
 
-    _, params = unet.load(WEIGHTS)
-    denoise = digits_denoiser(args.guidance)
-    doubled = (
-        "" if args.guidance == 1.0 else f", guidance {args.guidance:g}: each of twice the batch"
-    )
+    grid = None if args.grid == "none" else args.grid
     panels = []
     for sampler in args.sampler:
-        schedule = digits_schedule(sampler, args.steps, None if args.grid == "none" else args.grid)
+        lcm = sampler == "lcm"
+        _, params = unet.load(LCM_WEIGHTS if lcm else WEIGHTS)
+        denoise = lcm_denoiser() if lcm else digits_denoiser(args.guidance)
+        doubled = ""
+        if args.guidance != 1.0:
+            doubled = f", guidance {args.guidance:g}"
+            doubled += " distilled" if lcm else ": each of twice the batch"
+        steps = DEFAULT_STEPS[sampler] if args.steps is None else args.steps
+        schedule = digits_schedule(sampler, steps, grid)
         start = time.perf_counter()
         columns = []
         for digit in tqdm(args.classes, desc=TITLES[sampler], unit="class"):
@@ -100,7 +129,8 @@ def main() -> None:
             key = jax.random.fold_in(jax.random.key(args.seed), digit)
             x = kd.initial_sample(schedule, key, (args.rows, 28, 28, 1))
             labels = jnp.full(args.rows, digit, jnp.int32)
-            images = kd.sample(denoise, params, schedule, x, key, cond=labels)
+            cond = lcm_cond(labels, args.guidance) if lcm else labels
+            images = kd.sample(denoise, params, schedule, x, key, cond=cond)
             columns.append(np.asarray(jnp.clip(images[..., 0], -1, 1)))
         seconds = time.perf_counter() - start
         print(
@@ -108,7 +138,8 @@ def main() -> None:
             f"evaluations{doubled}; {args.rows * len(args.classes)} digits in {seconds:.1f} s "
             "with compilation"
         )
-        title = f"{TITLES[sampler]}, {schedule.num_rows} evaluations"
+        twice = "2 x " if args.guidance != 1.0 and not lcm else ""
+        title = f"{TITLES[sampler]}, {twice}{schedule.num_rows} evaluations"
         panels.append((title, np.stack(columns, axis=1)))
     draw(panels, args.output)
     print(f"wrote {args.output}")

@@ -11,19 +11,23 @@ images, timesteps and noise whatever happened before.
 """
 
 import argparse
-import os
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from safetensors import safe_open
-from safetensors.numpy import save_file
-from tqdm import tqdm
+from training import (
+    add_arguments,
+    average,
+    batches,
+    check_arguments,
+    restore_checkpoint,
+    run,
+    save_weights,
+    strata,
+)
 
 import kdiff_jax as kd
 import mnist
@@ -57,11 +61,9 @@ def make_optimizer(steps: int) -> optax.GradientTransformation:
 def draw_timesteps(key: jax.Array, batch: int) -> jax.Array:
     """Training timesteps int32 [B], one from each of B equally likely strata.
 
-    Strata take most of the noise out of the gradient that comes from the choice of timesteps. The
-    power leans towards small timesteps: where x is nearly pure noise there is little to learn.
+    The power leans towards small timesteps: where x is nearly pure noise there is little to learn.
     """
-    u = (jnp.arange(batch) + jax.random.uniform(key, (batch,))) / batch
-    timesteps = jnp.floor(NUM_TIMESTEPS * u**TIMESTEP_POWER).astype(jnp.int32)
+    timesteps = jnp.floor(NUM_TIMESTEPS * strata(key, batch) ** TIMESTEP_POWER).astype(jnp.int32)
     return jnp.minimum(timesteps, NUM_TIMESTEPS - 1)
 
 
@@ -100,80 +102,19 @@ def make_train_step(optimizer: optax.GradientTransformation) -> Callable[..., An
         loss, grads = jax.value_and_grad(loss_fn)(state.params, noise, images, labels, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # A short memory at first, so that the average forgets the random start.
-        decay = jnp.minimum(EMA_DECAY, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, params)
+        ema = average(state.ema, params, EMA_DECAY, state.step)
         return TrainState(params, ema, opt_state, state.step + 1), loss
 
     return jax.jit(train_step, donate_argnums=0)
 
 
-def batches(num_images: int, batch: int, seed: int, start: int, stop: int) -> Iterator[np.ndarray]:
-    """Indices [B] of the images of the steps start..stop-1; each epoch is a fresh shuffle.
-
-    They depend on the seed and the number of the step alone, so that a resumed run sees the same.
-    """
-    per_epoch = num_images // batch
-    order, order_epoch = np.arange(0), -1
-    for step in range(start, stop):
-        epoch, i = divmod(step, per_epoch)
-        if epoch != order_epoch:
-            order, order_epoch = np.random.default_rng([seed, epoch]).permutation(num_images), epoch
-        yield order[i * batch : (i + 1) * batch]
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls write(temporary path), then renames it: a reader sees a whole file, old or new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
-
-
-def save_checkpoint(folder: Path, state: TrainState, settings: dict[str, str]) -> None:
-    """The whole state in `state.safetensors`; the averaged weights, ready to use, beside it."""
-    leaves = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    write_atomically(folder / "state.safetensors", lambda path: save_file(leaves, path, settings))
-    write_atomically(folder / "ema.safetensors", lambda path: unet.save(path, state.ema))
-
-
-def restore_checkpoint(folder: Path, fresh: TrainState, settings: dict[str, str]) -> TrainState:
-    """The state of the checkpoint in the folder, or `fresh` where there is none."""
-    path = folder / "state.safetensors"
-    if not path.is_file():
-        return fresh
-    with safe_open(path, "numpy") as file:
-        found = file.metadata()
-        if found != settings:
-            raise ValueError(
-                f"{path} was written by a run with {found}, but this one has {settings}; give the"
-                " same arguments to resume it, or another --checkpoint folder to start afresh."
-            )
-        leaves = [jnp.asarray(file.get_tensor(name)) for name in sorted(file.keys())]
-    return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the digits network on MNIST.")
-    parser.add_argument("--data", required=True, help="folder with the four MNIST files")
-    parser.add_argument("--steps", type=int, default=8000, help="optimiser steps")
-    parser.add_argument("--batch", type=int, default=128, help="images per step")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--out", type=Path, default=Path("digits.safetensors"), help="file for the weights"
-    )
-    parser.add_argument("--checkpoint", type=Path, help="folder for checkpoints; resumes from it")
-    parser.add_argument(
-        "--checkpoint-minutes", type=float, default=4.0, help="time between checkpoints"
-    )
+    add_arguments(parser, steps=8000, batch=128, out="digits.safetensors")
     args = parser.parse_args()
 
     images, labels = mnist.load(args.data, "train")
-    if args.steps < 1 or not 1 <= args.batch <= len(images):
-        raise ValueError(
-            f"--steps {args.steps} --batch {args.batch}; expected at least one step, and a batch"
-            f" between 1 and the number of images, {len(images)}."
-        )
+    check_arguments(args, len(images))
     noise = kd.noise_schedule(
         "linear", num_train_timesteps=NUM_TIMESTEPS, beta_start=1e-4, beta_end=0.02
     )
@@ -183,28 +124,15 @@ def main() -> None:
     ema = jax.tree.map(jnp.copy, params)
     state = TrainState(params, ema, optimizer.init(params), jnp.asarray(0, jnp.int32))
     settings = {"steps": str(args.steps), "batch": str(args.batch), "seed": str(args.seed)}
-    if args.checkpoint:
-        state = restore_checkpoint(args.checkpoint, state, settings)
-    start = int(state.step)
-
+    state = restore_checkpoint(args.checkpoint, state, settings)
     train_step = make_train_step(optimizer)
-    last_checkpoint, smooth_loss = time.monotonic(), None
-    with tqdm(total=args.steps, initial=start, unit="step", mininterval=1.0) as bar:
-        try:
-            for index in batches(len(images), args.batch, args.seed, start, args.steps):
-                state, loss = train_step(state, noise, images[index], labels[index], train_key)
-                loss = float(loss)
-                smooth_loss = loss if smooth_loss is None else 0.98 * smooth_loss + 0.02 * loss
-                bar.set_postfix(loss=f"{smooth_loss:.4f}", refresh=False)
-                bar.update()
-                minutes = (time.monotonic() - last_checkpoint) / 60
-                if args.checkpoint and minutes > args.checkpoint_minutes:
-                    save_checkpoint(args.checkpoint, state, settings)
-                    last_checkpoint = time.monotonic()
-        finally:  # after an interruption too
-            if args.checkpoint:
-                save_checkpoint(args.checkpoint, state, settings)
-    write_atomically(args.out, lambda path: unet.save(path, state.ema))
+
+    def one(state: TrainState, index: np.ndarray) -> tuple[TrainState, jax.Array]:
+        return train_step(state, noise, images[index], labels[index], train_key)
+
+    indices = batches(len(images), args.batch, args.seed, int(state.step), args.steps)
+    state = run(state, one, indices, args, settings)
+    save_weights(args.out, state.ema)
 
 
 if __name__ == "__main__":

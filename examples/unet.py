@@ -5,7 +5,8 @@
 
 `model_fn` is one fixed pure function and `params` a pytree of arrays, so that nothing retraces and
 no weight is captured in a closure. `cond` holds class labels; `NO_CLASS` asks for no class (for
-guidance).
+guidance). A network that guidance was distilled into is told its scale too: with its params, `cond`
+is `{"label": int32 [B], "scale": float32 [B]}`, the scale as in `kd.guided` (1 is none).
 """
 
 from pathlib import Path
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
+
+import kdiff_jax as kd
 
 NUM_CLASSES = 10
 NO_CLASS = NUM_CLASSES  # the label that stands for "no class"
@@ -125,9 +128,18 @@ class UNet(nnx.Module):
     """Predicts the noise eps of x = alpha * x0 + sigma * eps from x, the timestep and the class.
 
     Pixels are folded to 14 x 14 x 4 first; most of the work is done at 7 x 7, where it is cheapest.
+    With `guidance` it is also told a guidance scale, which at first it makes nothing of.
     """
 
-    def __init__(self, wide: int = 48, deep: int = 104, emb: int = 96, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        wide: int = 48,
+        deep: int = 104,
+        emb: int = 96,
+        guidance: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.emb_size = emb
         self.time1 = nnx.Linear(emb, emb, rngs=rngs)
         self.time2 = nnx.Linear(emb, emb, rngs=rngs)
@@ -144,10 +156,18 @@ class UNet(nnx.Module):
         self.decode2 = ResBlock(wide, wide, emb, rngs=rngs)
         self.norm_out = Norm(wide)
         self.conv_out = nnx.Conv(wide, 4, (3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs)
+        zeros = nnx.initializers.zeros
+        told = nnx.Linear(emb, emb, use_bias=False, kernel_init=zeros, rngs=rngs)
+        self.guidance = told if guidance else None
 
-    def __call__(self, x: jax.Array, timestep: jax.Array, cond: jax.Array) -> jax.Array:
-        emb = self.time2(nnx.silu(self.time1(timestep_embedding(timestep, self.emb_size))))
-        emb = nnx.silu(emb + self.label(cond))
+    def __call__(self, x: jax.Array, timestep: jax.Array, cond: Any) -> jax.Array:
+        time, label = timestep_embedding(timestep, self.emb_size), cond
+        if self.guidance is not None:
+            label = cond["label"]
+            # Added where published LCM networks add it, in their units: w = scale - 1.
+            time = time + self.guidance(kd.guidance_embedding(cond["scale"] - 1.0, self.emb_size))
+        emb = self.time2(nnx.silu(self.time1(time)))
+        emb = nnx.silu(emb + self.label(label))
         h = skip = self.encode(self.conv_in(fold(x)), emb)
         h = self.attention(self.deep1(self.down(fold(h)), emb))
         h = self.deep3(self.deep2(h, emb), emb)
@@ -161,12 +181,14 @@ class UNet(nnx.Module):
         return sigma * x + alpha * out
 
 
-def _build() -> UNet:
-    return UNet(rngs=nnx.Rngs(0))
+def _split(guidance: bool) -> tuple[Any, Any]:
+    network = nnx.eval_shape(lambda: UNet(guidance=guidance, rngs=nnx.Rngs(0)))
+    return nnx.split(network, nnx.Param)
 
 
-# The structure of the network without its weights, split off once: no weight is ever computed here.
-_GRAPHDEF, _ABSTRACT = nnx.split(nnx.eval_shape(_build), nnx.Param)
+# The structure of the network, without and with guidance, apart from its weights: split off once,
+# and no weight is ever computed here.
+_STRUCTURES = {guidance: _split(guidance) for guidance in (False, True)}
 
 
 def init_params(key: jax.Array) -> Any:
@@ -174,9 +196,18 @@ def init_params(key: jax.Array) -> Any:
     return nnx.state(UNet(rngs=nnx.Rngs(key)), nnx.Param)
 
 
-def model_fn(params: Any, x: jax.Array, timestep: jax.Array, cond: jax.Array) -> jax.Array:
+def with_guidance(params: Any) -> Any:
+    """The same weights for a network that is told a guidance scale, which still changes nothing."""
+    tensors = {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(_STRUCTURES[True][1])
+    values = [tensors.get(_name(keys), jnp.zeros(leaf.shape)) for keys, leaf in leaves]
+    return jax.tree_util.tree_unflatten(treedef, values)
+
+
+def model_fn(params: Any, x: jax.Array, timestep: jax.Array, cond: Any) -> jax.Array:
     """The network as a pure function: predicted eps, of the shape of x."""
-    return nnx.merge(_GRAPHDEF, params)(x, timestep, cond)
+    graphdef, _ = _STRUCTURES["guidance" in params]
+    return nnx.merge(graphdef, params)(x, timestep, cond)
 
 
 def _name(keys: Any) -> str:
@@ -192,9 +223,14 @@ def save(path: str | Path, params: Any, dtype: Any = np.float16) -> None:
 
 
 def load(path: str | Path) -> tuple[Any, Any]:
-    """(model_fn, params) with the weights of a file written by `save`, in float32."""
+    """(model_fn, params) with the weights of a file written by `save`, in float32.
+
+    The file may hold the network without or with guidance; its params say which, and `model_fn`
+    serves both.
+    """
     tensors = load_file(path)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(_ABSTRACT)
+    _, abstract = _STRUCTURES["guidance.kernel" in tensors]
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     expected = {_name(keys): leaf.shape for keys, leaf in leaves}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != expected:

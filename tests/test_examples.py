@@ -124,3 +124,9 @@ def test_digits_script_writes_its_picture(tmp_path, monkeypatch, capsys):
     assert output.read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
     assert "ancestral DPM2: 2 steps, 3 network evaluations" in said
+    assert "LCM: 2 steps, 2 network evaluations, guidance 1.5 distilled" in said
+
+
+def test_distilled_network_refuses_a_scale_that_it_was_not_taught():
+    with pytest.raises(ValueError, match="taught scales from 1 to 3"):
+        digits.lcm_cond(jnp.zeros(2, jnp.int32), 7.5)
