@@ -1,0 +1,130 @@
+r"""Image to image: a real digit, partly drowned in noise, is sampled from there as another class.
+
+    python examples/img2img.py                             # a 4 of the MNIST test set becomes a 9
+    python examples/img2img.py --class 8 --strength 0.2 0.6
+    python examples/img2img.py --image my_digit.png        # 28 x 28, white on black
+
+The strength is the share of the noise levels of training that are gone through. DPM2 takes the
+steps of a whole run that lie below it (`start_at_strength`), so fewer of them the weaker it is; LCM
+takes exactly `--steps` steps below it (`lcm_schedule(..., strength=)`).
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+import digits
+import kdiff_jax as kd
+import unet
+
+IMAGE = Path(__file__).parent / "four.png"  # number 4 of the MNIST test images
+DPM2_STEPS = 20
+
+
+def load_image(path: Path) -> jax.Array:
+    """A grayscale or coloured picture as a digit, float32 [28, 28, 1] in [-1, 1]."""
+    pixels: np.ndarray = np.asarray(plt.imread(path), np.float32)
+    if pixels.ndim == 3:
+        pixels = pixels[..., :3].mean(-1)
+    if pixels.shape != (28, 28):
+        raise ValueError(f"{path} is {pixels.shape}; expected a picture of 28 x 28 pixels.")
+    if pixels.max() > 1:  # matplotlib gives [0, 1] for PNG alone, whole numbers otherwise
+        pixels = pixels / 255
+    return jnp.asarray(2 * pixels[..., None] - 1)
+
+
+def edit_schedule(sampler: str, strength: float, lcm_steps: int) -> kd.Schedule:
+    """The run of a sampler below a strength."""
+    if sampler == "lcm":
+        return kd.lcm_schedule(digits.training_noise(), lcm_steps, strength=strength)
+    # On the timesteps of training, where half the steps are half of the timesteps; Karras' levels
+    # give a strength another meaning.
+    schedule = kd.dpm2_schedule(digits.training_noise(), DPM2_STEPS)
+    return schedule.start_at_strength(strength)
+
+
+def edit(
+    sampler: str, schedule: kd.Schedule, image: jax.Array, label: int, guidance: float, seed: int
+) -> tuple[jax.Array, jax.Array]:
+    """(noised, edited) [1, 28, 28, 1]: the image at the schedule's first level, and the result."""
+    lcm = sampler == "lcm"
+    _, params = unet.load(digits.LCM_WEIGHTS if lcm else digits.WEIGHTS)
+    denoise = digits.lcm_denoiser() if lcm else digits.digits_denoiser(guidance)
+    labels = jnp.full(1, label, jnp.int32)
+    key = jax.random.key(seed)
+    row = schedule[0]
+    # From another key than the noise of the steps.
+    noised = kd.add_noise(
+        row, image[None], jax.random.normal(jax.random.fold_in(key, 1), (1, 28, 28, 1))
+    )
+    cond = digits.lcm_cond(labels, guidance) if lcm else labels
+    edited = kd.sample(denoise, params, schedule, noised, key, cond=cond)
+    return row.input_scale * noised, edited
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--image", type=Path, default=IMAGE, help="a picture of 28 x 28 pixels")
+    parser.add_argument("--class", dest="label", type=int, default=9, help="what it is to become")
+    parser.add_argument("--strength", type=float, nargs="+", default=[0.3, 0.5, 0.8])
+    parser.add_argument("--steps", type=int, default=4, help="of LCM, below the strength")
+    parser.add_argument("--guidance", type=float, default=2.0, help="1 is none")
+    parser.add_argument("--variants", type=int, default=3, help="results for each strength")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("img2img.png"))
+    args = parser.parse_args()
+    if args.label not in range(10) or args.variants < 1:
+        parser.error(f"--class {args.label} --variants {args.variants}: 0 to 9, and at least 1")
+
+    image = load_image(args.image)
+    panels: dict[str, list[tuple[str, np.ndarray]]] = {}
+    for sampler in ("dpm2", "lcm"):
+        title = digits.TITLES[sampler]
+        panels[title] = [("image", np.asarray(image[None, ..., 0]))]
+        for strength in args.strength:
+            schedule = edit_schedule(sampler, strength, args.steps)
+            results = [
+                edit(sampler, schedule, image, args.label, args.guidance, args.seed + i)
+                for i in range(args.variants)
+            ]
+            shown = jnp.concatenate([results[0][0], *(edited for _, edited in results)])
+            evaluations = schedule.num_rows * (1 if sampler == "lcm" or args.guidance == 1 else 2)
+            name = f"strength {strength:g}: {evaluations} evaluations"
+            panels[title].append((name, np.asarray(jnp.clip(shown[..., 0], -1, 1))))
+            print(f"{title}, {name}, from t = {float(schedule[0].timestep):.0f}")
+    draw(panels, args.output)
+    print(f"wrote {args.output}")
+
+
+def draw(panels: dict[str, list[tuple[str, np.ndarray]]], path: Path) -> None:
+    """A line for each sampler: the image, then for each strength the noised start and results."""
+    widths = [len(images) for _, images in next(iter(panels.values()))]
+    figure, axes = plt.subplots(
+        len(panels),
+        len(widths),
+        figsize=(sum(widths) * 0.75 + 0.4, len(panels) * 1.05),
+        width_ratios=widths,
+        squeeze=False,
+        layout="constrained",
+    )
+    for line, (sampler, columns) in zip(axes, panels.items(), strict=True):
+        for axis, (title, images) in zip(line, columns, strict=True):
+            picture = np.pad(images, [(0, 0), (1, 1), (1, 1)], constant_values=-1.0)
+            axis.imshow(np.concatenate(picture, axis=1), cmap="gray", vmin=-1, vmax=1)
+            axis.set_title(title, fontsize=8)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(sampler, fontsize=9)
+    figure.savefig(path, dpi=140, bbox_inches="tight", pad_inches=0.05)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
