@@ -2,17 +2,17 @@
 
     python benchmarks/quality.py --data FOLDER
 
-Draws class-conditional samples with the weights of the examples, 5,000 for each figure and equally
-many of each class, and compares them with the 10,000 test images of MNIST:
+Draws class-conditional samples with the weights of the examples, 5,000 for each figure and seed and
+equally many of each class, and compares them with the 10,000 test images of MNIST:
 
 * the Frechet distance between the features of a small classifier (trained here, on the training
   images, and cached); stated beside it is what that distance is between two halves of the test
   images, and between 5,000 training images and the test images;
 * the agreement: the share of samples that the classifier sees as the class asked for.
 
-Writes quality.json, quality.png and prints a table. Every figure is written as soon as it is known
-and an interrupted run goes on where it stopped; runs with other --samplers, --steps, --guidance or
---seeds add to the same file.
+Writes quality.json, draws quality.png and prints a table, both of the guidance scales asked for.
+Every figure is written as soon as it is known and an interrupted run goes on where it stopped; runs
+with other --samplers, --steps, --guidance or --seeds add to the same file.
 """
 
 import argparse
@@ -36,27 +36,32 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import classifier
+import digits
 import kdiff_jax as kd
 import unet
 
 ROOT = Path(__file__).resolve().parents[1]
 MIN_ACCURACY = 0.99
-BUDGET, MAX_RATIO, MIN_AGREEMENT = 49, 10, 0.98  # what DPM2 should reach; see `summary`
+# What DPM2 and LCM should reach; see `summary`.
+BUDGET, MAX_RATIO, MIN_AGREEMENT = 49, 10, 0.98
+MAX_LCM_RATIO, MIN_LCM_AGREEMENT = 1.5, 0.97
 Result = dict[str, Any]
 
 
 class Sampler(NamedTuple):
-    """How a sampler is built, and how it is drawn in the figure."""
+    """How a sampler is built, in how many steps by default, and its line in the figure."""
 
     title: str
     colour: str
     build: Callable[..., kd.Schedule]
+    steps: tuple[int, ...]
 
 
 SAMPLERS = {
-    "dpm2": Sampler("DPM2", "tab:blue", kd.dpm2_schedule),
-    "dpm2_ancestral": Sampler("DPM2 ancestral", "tab:orange", kd.dpm2_ancestral_schedule),
-    "euler": Sampler("Euler", "tab:gray", kd.euler_schedule),
+    "dpm2": Sampler("DPM2", "tab:blue", kd.dpm2_schedule, (3, 6, 12, 25)),
+    "dpm2_ancestral": Sampler("DPM2 ancestral", "tab:orange", kd.dpm2_ancestral_schedule, (6, 12)),
+    "euler": Sampler("Euler", "tab:gray", kd.euler_schedule, (5, 11)),
+    "lcm": Sampler("LCM", "tab:green", kd.lcm_schedule, (1, 2, 4, 8)),
 }
 
 
@@ -65,26 +70,30 @@ def to_bytes(x: jax.Array) -> np.ndarray:
     return np.round((np.clip(np.asarray(x), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
+def is_lcm(case: Result) -> bool:
+    return case["sampler"] == "lcm"  # another network, another grid, guidance without doubling
+
+
 def evaluations(case: Result, schedule: kd.Schedule) -> int:
-    """Network evaluations for a sample; a doubled batch counts double."""
-    return schedule.num_rows * (1 if case["guidance"] == 1.0 else 2)
+    """Network evaluations for a sample; a doubled batch counts double, distilled guidance once."""
+    return schedule.num_rows * (1 if case["guidance"] == 1.0 or is_lcm(case) else 2)
 
 
 def draw(
-    case: Result, schedule: kd.Schedule, model_fn: Any, params: Any, batch: int
+    case: Result, schedule: kd.Schedule, params: Any, batch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of samples as bytes, and the class asked for, 0..9 in turn.
 
     Sample i has its own key, made of the seed and i, so that the batch size does not matter.
     """
-    denoise: Any = kd.denoiser(model_fn)
-    if case["guidance"] != 1.0:
-        denoise = kd.guided(denoise, case["guidance"], jnp.int32(unet.NO_CLASS))
+    lcm, guidance = is_lcm(case), case["guidance"]
+    denoise = digits.lcm_denoiser() if lcm else digits.digits_denoiser(guidance)
     for start in range(0, case["samples"], batch):
         index = jnp.arange(start, start + batch)  # the last batch is whole too: one executable
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(case["seed"]), index)
         x = kd.initial_sample(schedule, keys, (batch, 28, 28, 1))
-        x = kd.sample(denoise, params, schedule, x, keys, index % 10)
+        cond = digits.lcm_cond(index % 10, guidance) if lcm else index % 10
+        x = kd.sample(denoise, params, schedule, x, keys, cond)
         count = min(batch, case["samples"] - start)
         yield to_bytes(x)[:count], np.asarray(index % 10)[:count]
 
@@ -170,25 +179,38 @@ def table(results: list[Result], halves: float) -> str:
 
 
 def summary(results: list[Result], halves: float) -> str:
-    """The best that DPM2 reaches within the budget, and by how much."""
+    """What was wanted of DPM2 and of LCM, and what was reached."""
     points = [
-        point | {"guidance": guidance}
+        point | {"sampler": sampler, "guidance": guidance}
         for (sampler, guidance), line in curves(results).items()
         for point in line
-        if sampler == "dpm2" and point["evaluations"] <= BUDGET
     ]
-    if not points:
-        return f"No DPM2 figure within {BUDGET} evaluations."
-    # Of those that agree well enough the one with the least distance.
-    agreeing = [point for point in points if point["agreement"] >= MIN_AGREEMENT]
-    best = min(agreeing or points, key=lambda point: point["frechet"])
-    return (
-        f"DPM2 within {BUDGET} evaluations: Fréchet distance {best['frechet']:.2f} ="
-        f" {best['frechet'] / halves:.1f} x the halves' (at most {MAX_RATIO} wanted),"
-        f" agreement {best['agreement']:.2%} (at least {MIN_AGREEMENT:.0%} wanted),"
-        f" with {best['steps']} steps, {best['evaluations']} evaluations, guidance"
-        f" {best['guidance']:g}."
-    )
+    dpm2 = [point for point in points if point["sampler"] == "dpm2"]
+    lines = []
+    within = [point for point in dpm2 if point["evaluations"] <= BUDGET]
+    if within:
+        # Of those that agree well enough the one with the least distance.
+        agreeing = [point for point in within if point["agreement"] >= MIN_AGREEMENT]
+        best = min(agreeing or within, key=lambda point: point["frechet"])
+        lines.append(
+            f"DPM2 within {BUDGET} evaluations: Fréchet distance {best['frechet']:.2f} ="
+            f" {best['frechet'] / halves:.1f} x the halves' (at most {MAX_RATIO} wanted),"
+            f" agreement {best['agreement']:.2%} (at least {MIN_AGREEMENT:.0%} wanted),"
+            f" with {best['steps']} steps, {best['evaluations']} evaluations, guidance"
+            f" {best['guidance']:g}."
+        )
+    for lcm in points:
+        rivals = [p for p in dpm2 if p["guidance"] == lcm["guidance"] and p["evaluations"] <= 98]
+        if lcm["sampler"] != "lcm" or lcm["steps"] != 4 or not rivals:
+            continue
+        best = min(rivals, key=lambda point: point["frechet"])
+        lines.append(
+            f"LCM at 4 evaluations, guidance {lcm['guidance']:g}: {lcm['frechet']:.2f} ="
+            f" {lcm['frechet'] / best['frechet']:.2f} x the best of DPM2 ({best['frechet']:.2f} at"
+            f" {best['evaluations']}; at most {MAX_LCM_RATIO} wanted), agreement"
+            f" {lcm['agreement']:.2%} (at least {MIN_LCM_AGREEMENT:.0%} wanted)."
+        )
+    return "\n".join(lines)
 
 
 def figure(path: Path, results: list[Result], made_with: Result, real: Result) -> None:
@@ -236,12 +258,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the quality of sampled digits.")
     add = parser.add_argument
     add("--data", required=True, help="folder with the four MNIST files")
-    add("--weights", type=Path, default=ROOT / "examples" / "weights" / "digits.safetensors")
-    add("--samplers", nargs="+", choices=list(SAMPLERS), default=["dpm2", "dpm2_ancestral"])
-    add("--steps", nargs="+", type=int, default=[4, 6, 8, 12], help="N; each is 2N - 1")
-    add("--guidance", nargs="+", type=float, default=[1.0, 1.25], help="1: none")
-    add("--seeds", nargs="+", type=int, default=[0])
-    add("--samples", type=int, default=5000, help="for each figure")
+    add("--weights", type=Path, default=digits.WEIGHTS)
+    add("--lcm-weights", type=Path, default=digits.LCM_WEIGHTS)
+    add("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
+    add("--steps", nargs="+", type=int, help="N; by default as SAMPLERS has it")
+    add("--guidance", nargs="+", type=float, default=[1.5], help="1: none")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add("--samples", type=int, default=5000, help="for each figure and seed")
     add("--batch", type=int, default=250)
     add("--grid", choices=("karras", "exponential", "beta", "none"), default="karras")
     add("--rho", type=float, default=7.0, help="of the Karras grid")
@@ -255,10 +278,9 @@ def arguments() -> argparse.Namespace:
             f"--samples {args.samples} --batch {args.batch}; expected at least 100 samples, or the"
             " covariance means nothing, and a batch between 1 and their number."
         )
-    if not args.weights.is_file():
-        raise ValueError(
-            f"there is no file {args.weights}; give --weights a file that train_digits.py wrote."
-        )
+    for path, script in ((args.weights, "train_digits"), (args.lcm_weights, "distill_lcm")):
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}; give one that {script}.py wrote.")
     return args
 
 
@@ -274,6 +296,7 @@ def main() -> None:
         )
     made_with = {
         "weights": fingerprint(args.weights),
+        "lcm_weights": fingerprint(args.lcm_weights),
         "classifier": fingerprint(cached),
         "accuracy": accuracy,
     }
@@ -282,25 +305,30 @@ def main() -> None:
     results = restore(path, made_with)
     test, real = classifier.reference(judge, args.data, args.samples)
 
-    noise = kd.noise_schedule("linear", beta_start=1e-4, beta_end=0.02)  # that of train_digits.py
+    noise = digits.training_noise()
     ends = {"sigma_min": args.sigma_min, "sigma_max": args.sigma_max}
     common: Result = {"samples": args.samples, "grid": args.grid, "rho": args.rho, **ends}
     options = ends | {"grid": None if args.grid == "none" else args.grid, "rho": args.rho}
     names = ("sampler", "guidance", "steps", "seed")
     cases = [
-        dict(zip(names, values, strict=True)) | common
-        for values in dict.fromkeys(product(args.samplers, args.guidance, args.steps, args.seeds))
+        dict(zip(names, (sampler, *rest), strict=True)) | common
+        for sampler in dict.fromkeys(args.samplers)
+        for rest in product(args.guidance, args.steps or SAMPLERS[sampler].steps, args.seeds)
     ]
     cases = [case for case in cases if not any(same(result, case) for result in results)]
-    schedules = [SAMPLERS[c["sampler"]].build(noise, c["steps"], **options) for c in cases]
-    model_fn, params = unet.load(args.weights)
+    schedules = [
+        SAMPLERS[c["sampler"]].build(noise, c["steps"], **({} if is_lcm(c) else options))
+        for c in cases
+    ]
+    teacher, student = (unet.load(path)[1] for path in (args.weights, args.lcm_weights))
 
     costs = [evaluations(case, schedule) for case, schedule in zip(cases, schedules, strict=True)]
     with tqdm(total=sum(costs) * args.samples, unit="eval", unit_scale=True) as bar:
         for case, schedule, cost in zip(cases, schedules, costs, strict=True):
             bar.set_description(f"{case['sampler']}, {case['steps']} steps")
             began, features, agree = time.perf_counter(), [], []
-            for images, labels in draw(case, schedule, model_fn, params, args.batch):
+            params = student if is_lcm(case) else teacher
+            for images, labels in draw(case, schedule, params, args.batch):
                 seen, logits = classifier.apply(judge, images)
                 features.append(seen)
                 agree.append(logits.argmax(-1) == labels)
@@ -320,7 +348,7 @@ def main() -> None:
             temporary.write_text(json.dumps(content | {"results": results}, indent=1) + "\n")
             os.replace(temporary, path)
 
-    shown = [result for result in results if same(result, common)]
+    shown = [r for r in results if same(r, common) and r["guidance"] in args.guidance]
     figure(args.out / "quality.png", shown, made_with, real)
     print(table(shown, real["halves"]))
     print(
