@@ -12,16 +12,17 @@ from kdiff_jax._euler import euler_schedule as euler_schedule
 from kdiff_jax._guidance import guidance_embedding as guidance_embedding
 from kdiff_jax._guidance import guided as guided
 from kdiff_jax._lcm import lcm_schedule as lcm_schedule
+from kdiff_jax._noise import add_noise as add_noise
+from kdiff_jax._noise import initial_sample as initial_sample
+from kdiff_jax._noise import row_noise as row_noise
 from kdiff_jax._noise_schedule import NoiseSchedule as NoiseSchedule
 from kdiff_jax._noise_schedule import noise_schedule as noise_schedule
-from kdiff_jax._sample import add_noise as add_noise
-from kdiff_jax._sample import init as init
-from kdiff_jax._sample import initial_sample as initial_sample
-from kdiff_jax._sample import row_noise as row_noise
+from kdiff_jax._row import Row as Row
+from kdiff_jax._row import State as State
 from kdiff_jax._sample import sample as sample
-from kdiff_jax._sample import step as step
-from kdiff_jax._schedule import Row as Row
 from kdiff_jax._schedule import Schedule as Schedule
-from kdiff_jax._schedule import State as State
+from kdiff_jax._stack import stack as stack
+from kdiff_jax._step import init as init
+from kdiff_jax._step import step as step
 
 __version__ = "0.1.0"

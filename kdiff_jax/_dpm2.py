@@ -50,7 +50,12 @@ def _fill(noise: NoiseSchedule, grid: Grid, eta: Any, s_noise: Any, deterministi
     }
     sigmas = xp.concatenate([s0, xp.zeros(1, s0.dtype)])
     return build_schedule(
-        columns, sigmas, grid.init_noise_sigma, deterministic=deterministic, unit_alpha=True
+        columns,
+        sigmas,
+        grid.init_noise_sigma,
+        deterministic=deterministic,
+        unit_alpha=True,
+        alternating=True,
     )
 
 

@@ -1,194 +1,21 @@
-"""The loop: initial sample, noise of a row, one step, whole trajectory under one `lax.scan`."""
+"""The loop: a whole trajectory under one `lax.scan`."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from kdiff_jax._checks import check_int, is_traced
-from kdiff_jax._denoise import Denoise, Prediction, as_pytree, per_sample, prediction_type_of
-from kdiff_jax._noise_schedule import state_dtype
+from kdiff_jax import _progress
+from kdiff_jax._checks import check_choice, check_int
+from kdiff_jax._denoise import Denoise, Prediction, as_pytree, prediction_type_of
+from kdiff_jax._noise import add_row_noise, sample_keys
+from kdiff_jax._reverse import without_reverse_mode
 from kdiff_jax._schedule import Row, Schedule, State
-
-# `split(key, n)[i] == fold_in(key, i)`: without a domain of its own, the initial noise of sample
-# 3 would be the step noise of row 3.
-_INITIAL_DOMAIN = 0x696E6974
-_STEP_DOMAIN = 0x73746570
-
-
-def initial_sample(schedule: Schedule, key: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Pure noise at the first row's level: `init_noise_sigma * z`.
-
-    Args:
-      schedule: the run that begins there.
-      key: one key, or [B] keys, one a sample; one key means `vmap(fold_in)(key, arange(B))`.
-      shape: (B, ...), the batch axis first.
-
-    Returns:
-      [B, ...] float32 (float64 under x64, its noise drawn in float32).
-
-    Raises:
-      ValueError: a key that is no key, of another number than B, or of an implementation whose
-        noise depends on the neighbours; a shape without a batch axis.
-
-    Example:
-      >>> import jax, kdiff_jax as kd
-      >>> schedule = kd.dpm2_schedule(kd.noise_schedule("scaled_linear"), 25)
-      >>> kd.initial_sample(schedule, jax.random.key(0), (4, 8, 8, 1)).shape
-      (4, 8, 8, 1)
-
-    Source: `init_noise_sigma` of diffusers' schedulers.
-    """
-    shape = _check_shape(shape)
-    noise = _draw(_sample_keys(key, shape[0]), jnp.int32(0), shape, _INITIAL_DOMAIN)
-    return schedule.init_noise_sigma * noise.astype(schedule.init_noise_sigma.dtype)
-
-
-def row_noise(key: jax.Array, row: Row, shape: Sequence[int]) -> jax.Array:
-    """The noise z that `step` and `sample` draw for a row.
-
-    It depends on the sample's key and `row.index` alone: not on the batch, its order, its
-    sharding, or where the run was resumed.
-
-    Args:
-      key: one key, or [B] keys, one a sample; one key means `vmap(fold_in)(key, arange(B))`.
-      row: a row, leaves scalar or [B].
-      shape: (B, ...), the shape of the sample.
-
-    Returns:
-      [B, ...] float32 unit Gaussian noise.
-
-    Raises:
-      ValueError: as for `initial_sample`.
-
-    Example:
-      >>> import jax, kdiff_jax as kd
-      >>> schedule = kd.lcm_schedule(kd.noise_schedule("scaled_linear"), 4)
-      >>> kd.row_noise(jax.random.key(0), schedule[0], (2, 8)).shape
-      (2, 8)
-    """
-    shape = _check_shape(shape)
-    return _draw(_sample_keys(key, shape[0]), jnp.asarray(row.index), shape, _STEP_DOMAIN)
-
-
-def add_noise(row: Row, x0: jax.Array, eps: jax.Array) -> jax.Array:
-    """Clean data brought to the noise level of a row: `alpha * x0 + sigma * eps`.
-
-    Args:
-      row: where the run is to begin, usually `schedule[0]`; leaves scalar or [B].
-      x0: [B, ...] clean samples.
-      eps: the shape of x0, unit Gaussian noise.
-
-    Returns:
-      [B, ...] float32 (float64 where x0 is).
-
-    Raises:
-      ValueError: shapes that differ, samples that are not of a floating dtype.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, kdiff_jax as kd
-      >>> schedule = kd.dpm2_schedule(kd.noise_schedule("scaled_linear"), 25).start_at(10)
-      >>> eps = jax.random.normal(jax.random.key(0), (2, 8))
-      >>> kd.add_noise(schedule[0], jnp.zeros((2, 8)), eps).shape
-      (2, 8)
-
-    Source: `add_noise` of diffusers' KDPM2DiscreteScheduler and LCMScheduler.
-    """
-    x0, eps = jnp.asarray(x0), jnp.asarray(eps)
-    if x0.ndim < 1 or x0.shape != eps.shape:
-        raise ValueError(f"x0 {x0.shape} and eps {eps.shape} differ; expected [B, ...] both.")
-    x0 = x0.astype(state_dtype(x0))
-    return per_sample(row.alpha, x0) * x0 + per_sample(row.sigma, x0) * eps.astype(x0.dtype)
-
-
-def init(schedule: Schedule, x: jax.Array) -> State:
-    """The state at the start of a run, for stepping by hand.
-
-    Args:
-      schedule: the run.
-      x: [B, ...] a sample at the level of `schedule[0]`.
-
-    Returns:
-      A State in float32 (float64 where x is), whatever the dtype of x.
-
-    Raises:
-      ValueError: a sample without a batch axis or not of a floating dtype.
-
-    Example:
-      >>> import jax, kdiff_jax as kd
-      >>> schedule = kd.dpm2_schedule(kd.noise_schedule("scaled_linear"), 25)
-      >>> x = kd.initial_sample(schedule, jax.random.key(0), (2, 8))
-      >>> kd.init(schedule, x).sample.shape
-      (2, 8)
-    """
-    del schedule  # every sampler starts alike today; the name keeps the call of the public face
-    x = _check_sample(x)
-    return State(sample=x, anchor=x)
-
-
-def step(
-    state: State,
-    row: Row,
-    prediction: Prediction,
-    *,
-    key: jax.Array | None = None,
-    noise: jax.Array | None = None,
-) -> State:
-    """One row of any sampler.
-
-        x_next = anchor_weight * anchor + denoised_weight * D + epsilon_weight * epsilon
-                 + noise_weight * z
-        anchor = where(advances, x_next, anchor)
-
-    Args:
-      state: from `init` or from the step before.
-      row: the row that the prediction was made for; leaves scalar or [B].
-      prediction: `denoise(params, state.sample, row, cond)`.
-      key: one key, or [B] keys, one a sample; the noise drawn is `row_noise(key, row, shape)`.
-        Pass the same key at every row: the row's index makes the noise fresh.
-      noise: [B, ...] unit Gaussian noise in place of a key.
-
-    Returns:
-      The next State.
-
-    Raises:
-      ValueError: both key and noise; a row that draws noise and neither of them. Where the row
-        is traced its weight cannot be seen: without key and noise, a row that should have drawn
-        noise then gives NaN, not a sample without its noise.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, kdiff_jax as kd
-      >>> schedule = kd.dpm2_ancestral_schedule(kd.noise_schedule("scaled_linear"), 5)
-      >>> denoise = kd.denoiser(lambda params, x, timestep: params * x)
-      >>> key, params = jax.random.key(0), jnp.float32(0.1)
-      >>> state = kd.init(schedule, kd.initial_sample(schedule, key, (2, 8)))
-      >>> for row in schedule:
-      ...     prediction = denoise(params, state.sample, row)
-      ...     state = kd.step(state, row, prediction, key=key)
-      >>> state.sample.shape
-      (2, 8)
-
-    Source: the table of each sampler; see `euler_schedule`, `dpm2_schedule`, `lcm_schedule`.
-    """
-    if key is not None and noise is not None:
-        raise ValueError("step was given both key and noise; give one of them.")
-    shape = state.sample.shape
-    if noise is not None and jnp.shape(noise) != shape:
-        raise ValueError(
-            f"noise has shape {jnp.shape(noise)} and the sample {shape}; give one z a sample."
-        )
-    unseen = is_traced(row.noise_weight)
-    if key is None and noise is None and not unseen and np.any(np.asarray(row.noise_weight)):
-        raise ValueError(
-            f"row {np.asarray(row.index)} draws noise (noise_weight = "
-            f"{np.asarray(row.noise_weight)}) and step was given neither key nor noise; pass "
-            "key=..., the same at every row, or noise=..., an array of the sample's shape."
-        )
-    keys = None if key is None else _sample_keys(key, shape[0])
-    return _step(state, row, prediction, keys, noise)
+from kdiff_jax._step import advance, check_sample
 
 
 def sample(
@@ -198,27 +25,52 @@ def sample(
     x: jax.Array,
     key: jax.Array | None = None,
     cond: Any = None,
-) -> jax.Array:
+    *,
+    save_fn: Callable[..., Any] | None = None,
+    progress: bool | str = False,
+    unroll: int = 1,
+    remat: str = "none",
+) -> Any:
     """A whole run: every row of the schedule under one `lax.scan`, jit-compiled.
 
     The network is traced once and evaluated `schedule.num_rows` times. Nothing recompiles for
     other numbers in the schedule, the denoiser, params, key or cond; another `model_fn`, shape or
-    number of rows does.
+    number of rows does. After `schedule.pad` another number of rows does not either, and with a
+    `kd.stack` of schedules each sample runs on its own, to its own end.
 
     Args:
       denoise: from `kd.denoiser` and its wrappers, or any function of the same signature.
       params: any pytree, handed to the network: its weights.
-      schedule: the run.
+      schedule: the run; of a stack of B tables each sample has its own.
       x: [B, ...] the sample at the level of `schedule[0]`, from `initial_sample` or `add_noise`.
       key: one key, or [B] keys, one a sample; None where the schedule draws no noise.
       cond: any pytree, handed to the network: labels, embeddings.
+      save_fn: `save_fn(state, prediction, row) -> pytree`, called at the end of each outer step
+        with the state after it, and the prediction and row of its last evaluation. Keep one
+        function, as for model_fn.
+      progress: True, or a description, shows a tqdm bar of the evaluations (`pip install tqdm`).
+        The call then returns when the run is over, except inside jit, vmap or grad of the caller
+        (whose gradients show none in JAX 0.6).
+      unroll: rows in one iteration of the scan; each is one more copy of the network to compile,
+        not to trace. 2 makes an iteration of a step of DPM2, which halves the cost of the loop
+        itself (not with remat).
+      remat: what reverse-mode gradients remember, for R rows. "none": all that the network
+        computed, R times. "rows": the samples of R rows, and the network for one row; it is
+        evaluated twice. "segments": the samples of 2 sqrt(R) rows, and the network for one row;
+        it is evaluated three times.
 
     Returns:
-      [B, ...] the sample after the last row, float32 (float64 where x is).
+      [B, ...] the sample after the last row, float32 (float64 where x is). With save_fn the pair
+      of it and what save_fn returned, each leaf stacked to [N, ...]; of a padded schedule N is
+      that of the padded table, and the entries past the real end are zeros.
 
     Raises:
       ValueError: no key for a stochastic schedule; an epsilon network on a schedule with zero
-        terminal SNR; a sample without a batch axis or not of a floating dtype.
+        terminal SNR; a sample without a batch axis or not of a floating dtype; a stack of another
+        number of tables than samples, or with save_fn; unroll that is no positive integer; an
+        unknown remat; either of these two with a padded schedule, whose loop is no scan and has
+        no reverse mode (differentiating it says so too; forward mode works).
+      ImportError: progress without tqdm.
 
     Example:
       >>> import jax, jax.numpy as jnp, kdiff_jax as kd
@@ -227,6 +79,11 @@ def sample(
       >>> x = kd.initial_sample(schedule, jax.random.key(0), (2, 8))
       >>> kd.sample(denoise, jnp.float32(0.1), schedule, x).shape
       (2, 8)
+      >>> def save_fn(state, prediction, row):
+      ...     return {"preview": prediction.denoised, "sigma": row.sigma}
+      >>> x0, saved = kd.sample(denoise, jnp.float32(0.1), schedule, x, save_fn=save_fn)
+      >>> saved["preview"].shape, saved["sigma"].shape
+      ((25, 2, 8), (25,))
 
     Source: the loops of `sample_dpm_2(_ancestral)` of k-diffusion and of diffusers' pipelines.
     """
@@ -241,114 +98,213 @@ def sample(
             "leaves no signal (alpha = 0); use a v_prediction or sample network, or a noise "
             "schedule without the rescaling."
         )
-    x = _check_sample(x)
-    keys = None if schedule.deterministic else _sample_keys(key, x.shape[0])
-    return _sample(as_pytree(denoise), params, schedule, x, keys, cond)
+    x = check_sample(x)
+    unroll = check_int("unroll", unroll, 1)
+    check_choice("remat", remat, ("none", "rows", "segments"))
+    _check_loop(schedule, x, save_fn, unroll, remat)
+    keys = None if schedule.deterministic else sample_keys(key, x.shape[0])
+    save_fn = None if save_fn is None else as_pytree(save_fn)
+    bar = _progress.begin(progress)
+    call = functools.partial(_sample, as_pytree(denoise), params, schedule, x, keys, cond, save_fn)
+    run = functools.partial(call, bar, unroll=unroll, remat=remat)
+    return run() if bar is None else _progress.watch(bar, run)
 
 
-@jax.jit
+def _check_loop(schedule: Schedule, x: jax.Array, save_fn: Any, unroll: int, remat: str) -> None:
+    tables = schedule.rows.index.shape[:-1]
+    if tables and tables != x.shape[:1]:
+        raise ValueError(
+            f"the schedule is a stack of {list(tables)} tables and x holds {x.shape[0]} samples; "
+            "stack one table a sample."
+        )
+    if save_fn is not None:
+        if not callable(save_fn):
+            raise ValueError(
+                f"save_fn = {save_fn!r} is not callable; pass a function "
+                "save_fn(state, prediction, row)."
+            )
+        if tables:
+            raise ValueError(
+                "save_fn was given with a stack of tables, whose steps end at different rows; "
+                "jax.vmap kd.sample over the stack, x[:, None] and [B] keys instead, or step by "
+                "hand."
+            )
+    if schedule.length is not None and (unroll != 1 or remat != "none"):
+        raise ValueError(
+            f"unroll = {unroll} and remat = {remat!r} with a padded schedule, whose loop is no "
+            "scan and has no reverse mode; leave them out, or pass the schedule before pad."
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("unroll", "remat"))
 def _sample(
-    denoise: Denoise, params: Any, schedule: Schedule, x: jax.Array, keys: Any, cond: Any
-) -> jax.Array:
-    def body(state: State, row: Row) -> tuple[State, None]:
+    denoise: Denoise,
+    params: Any,
+    schedule: Schedule,
+    x: jax.Array,
+    keys: Any,
+    cond: Any,
+    save_fn: Any,
+    bar: Any,
+    *,
+    unroll: int,
+    remat: str,
+) -> Any:
+    rows, length = schedule.rows, schedule.length
+    stacked = rows.index.ndim == 2
+    if stacked:
+        rows = jax.tree.map(jnp.transpose, rows)
+    num_rows = rows.index.shape[0]
+    end = jnp.int32(num_rows) if length is None else jnp.max(length)
+    by_default = "either" if schedule.alternating else "both"
+
+    in_pairs = schedule.alternating and length is None and unroll % 2 == 0 and remat == "none"
+
+    def run_row(loop: _Loop, row: Row, reads: str = by_default) -> _Loop:
         if schedule.unit_alpha:
             row = replace(row, alpha=jnp.ones_like(row.alpha))  # a constant, folded away
-        prediction = denoise(params, state.sample, row, cond)
-        z = None if schedule.deterministic else _row_noise_or_zeros(keys, row, state.sample)
-        return _advance(state, row, prediction, z), None
+        x = loop.state.sample
+        prediction = (_evaluate if in_pairs else _call)(denoise, params, x, row, cond)
+        noiseless = schedule.deterministic or reads == "denoised"
+        add_noise = None if noiseless else functools.partial(add_row_noise, row=row, keys=keys)
+        state = advance(loop.state, row, prediction, add_noise, reads)
+        if stacked and length is not None:
+            state = _where(loop.done < length, state, loop.state)
+        saved = loop.saved
+        if save_fn is not None:
+            slot = row.step - rows.step[0]
+            saved = _save(save_fn, saved, slot, state.sample, prediction, row)
+        return _Loop(None if loop.done is None else loop.done + 1, state, saved)
 
-    state = State(sample=x, anchor=None if schedule.anchorless else x)
-    return jax.lax.scan(body, state, schedule.rows)[0].sample
+    def tell(loop: _Loop) -> None:
+        if bar is not None:
+            _progress.report(bar, loop.done, end, 1 if remat == "segments" else unroll)
+
+    counted = bar is not None or length is not None
+    loop = _Loop(
+        jnp.int32(0) if counted else None,
+        State(sample=x, anchor=None if schedule.anchorless or in_pairs else x),
+        None if save_fn is None else _buffers(save_fn, schedule, x),
+    )
+    if in_pairs:
+        loop = _scan_pairs(run_row, tell, loop, rows, unroll // 2)
+    elif length is None:
+        loop = _scan(run_row, tell, loop, rows, unroll, remat)
+    else:
+
+        def body(loop: _Loop) -> _Loop:
+            tell(loop)
+            # As `lax.scan` takes its rows, so that the compiler rounds alike.
+            row = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(
+                    leaf, loop.done, keepdims=False, allow_negative_indices=False
+                ),
+                rows,
+            )
+            return run_row(loop, row)
+
+        loop = jax.lax.while_loop(lambda loop: loop.done < end, body, loop)
+    if bar is not None:
+        _progress.report_end(bar, loop.state.sample)
+    out = loop.state.sample if save_fn is None else (loop.state.sample, loop.saved)
+    return out if length is None else without_reverse_mode(out)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Loop:
+    """What the loop carries; None is carried for nothing."""
+
+    done: Any
+    state: State
+    saved: Any
+
+
+def _call(denoise: Denoise, params: Any, x: jax.Array, row: Row, cond: Any) -> Prediction:
+    return denoise(params, x, row, cond)
+
+
+# Where a program holds the network more than once, it is still traced once.
+_evaluate = jax.jit(_call)
+
+
+def _scan_pairs(run_row: Any, tell: Any, loop: _Loop, rows: Row, unroll: int) -> _Loop:
+    """Both rows of a step of DPM2 in one iteration, so that no anchor is carried or written."""
+
+    def whole(loop: _Loop, pair: Row) -> tuple[_Loop, None]:
+        tell(loop)
+        midpoint, landing = (jax.tree.map(lambda leaf, i=i: leaf[i], pair) for i in (0, 1))
+        return run_row(run_row(loop, midpoint, "denoised"), landing, "anchor"), None
+
+    pairs = jax.tree.map(lambda leaf: leaf[:-1].reshape(-1, 2, *leaf.shape[1:]), rows)
+    loop = jax.lax.scan(whole, loop, pairs, unroll=unroll)[0]
+    return run_row(loop, jax.tree.map(lambda leaf: leaf[-1], rows), "denoised")
+
+
+def _scan(run_row: Any, tell: Any, loop: _Loop, rows: Row, unroll: int, remat: str) -> _Loop:
+    def whole(loop: _Loop, row: Row) -> tuple[_Loop, None]:
+        tell(loop)
+        # No report inside a checkpoint: the backward pass would repeat it.
+        return once(loop, row), None
+
+    # A scan keeps its iterations apart by itself, so the barrier against CSE is not needed.
+    once = run_row if remat == "none" else jax.checkpoint(run_row, prevent_cse=False)
+    if remat != "segments":
+        return jax.lax.scan(whole, loop, rows, unroll=unroll)[0]
+
+    num_rows = rows.index.shape[0]
+    size = math.isqrt(num_rows - 1) + 1
+    num_segments = -(-num_rows // size)
+    spare = num_segments * size - num_rows
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        leaf = jnp.pad(leaf, [(0, spare)] + [(0, 0)] * (leaf.ndim - 1), mode="edge")
+        return leaf.reshape(num_segments, size, *leaf.shape[1:])
+
+    def run_or_pass(loop: _Loop, real_row: tuple[jax.Array, Row]) -> tuple[_Loop, None]:
+        real, row = real_row
+        return jax.lax.cond(real, once, lambda loop, row: loop, loop, row), None
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def run_segment(loop: _Loop, segment: Any) -> _Loop:
+        return jax.lax.scan(run_or_pass, loop, segment, unroll=unroll)[0]
+
+    def whole_segment(loop: _Loop, segment: Any) -> tuple[_Loop, None]:
+        tell(loop)
+        return run_segment(loop, segment), None
+
+    real = jnp.arange(num_segments * size).reshape(num_segments, size) < num_rows
+    return jax.lax.scan(whole_segment, loop, (real, jax.tree.map(cut, rows)))[0]
+
+
+def _where(running: jax.Array, new: State, old: State) -> State:
+    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(running.reshape(running.shape + (1,) * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, new, old)
 
 
 @jax.jit
-def _step(state: State, row: Row, prediction: Prediction, keys: Any, noise: Any) -> State:
-    x = state.sample
-    if keys is not None:
-        z = _row_noise_or_zeros(keys, row, x)
-    elif noise is not None:
-        z = noise.astype(x.dtype)
-    else:
-        z = jnp.where(per_sample(row.noise_weight, x) != 0, jnp.nan, jnp.zeros((), x.dtype))
-    return _advance(state, row, prediction, z)
+def _to_save(save_fn: Any, state: State, prediction: Prediction, row: Row) -> Any:
+    # Compiled as a function of its own so that it is traced once, for its shapes and for the loop.
+    return save_fn(state, prediction, row)
 
 
-def _advance(state: State, row: Row, prediction: Prediction, z: jax.Array | None) -> State:
-    x = state.sample
-    denoised, epsilon = prediction.denoised.astype(x.dtype), prediction.epsilon.astype(x.dtype)
-    x_next = per_sample(row.denoised_weight, x) * denoised
-    x_next += per_sample(row.epsilon_weight, x) * epsilon
-    if state.anchor is not None:
-        x_next += per_sample(row.anchor_weight, x) * state.anchor
-    if z is not None:
-        x_next += per_sample(row.noise_weight, x) * z
-    if state.anchor is None:
-        return State(x_next, None)
-    advances = jnp.asarray(row.advances)
-    advances = advances.reshape(advances.shape + (1,) * (x.ndim - 1)) if advances.ndim else advances
-    return State(x_next, jnp.where(advances, x_next, state.anchor))
+def _buffers(save_fn: Any, schedule: Schedule, x: jax.Array) -> Any:
+    row = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), schedule.rows)
+    shapes = jax.eval_shape(_to_save, save_fn, State(x, x), Prediction(x, x), row)
+    num_steps = schedule.sigmas.shape[-1] - 1
+    return jax.tree.map(lambda out: jnp.zeros((num_steps, *out.shape), out.dtype), shapes)
 
 
-def _row_noise_or_zeros(keys: jax.Array, row: Row, x: jax.Array) -> jax.Array:
-    def draw() -> jax.Array:
-        return _draw(keys, row.index, x.shape, _STEP_DOMAIN).astype(x.dtype)
+def _save(save_fn: Any, saved: Any, slot: Any, x: jax.Array, said: Prediction, row: Row) -> Any:
+    def write(saved: Any) -> Any:
+        def put(buffer: jax.Array, value: Any) -> jax.Array:
+            return jax.lax.dynamic_update_index_in_dim(buffer, value, slot, 0)
 
-    if jnp.ndim(row.noise_weight):
-        return draw()
-    # Random bits are most of the cost of a stochastic run on CPU; half its rows need none.
-    return jax.lax.cond(row.noise_weight != 0, draw, lambda: jnp.zeros_like(x))
+        # At the end of a step the anchor is the sample, also where the loop carries none.
+        prediction = Prediction(said.denoised.astype(x.dtype), said.epsilon.astype(x.dtype))
+        return jax.tree.map(put, saved, _to_save(save_fn, State(x, x), prediction, row))
 
-
-def _draw(keys: jax.Array, index: jax.Array, shape: tuple[int, ...], domain: int) -> jax.Array:
-    def one(key: jax.Array, index: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(key, domain), index)
-        # float32 always: jax.random.normal has 128 distinct values in bfloat16.
-        return jax.random.normal(key, shape[1:], jnp.float32)
-
-    return jax.vmap(one)(keys, jnp.broadcast_to(index, shape[:1]))
-
-
-def _sample_keys(key: Any, batch: int) -> jax.Array:
-    """[B] typed keys from one key, [B] keys, or the same as legacy uint32 arrays."""
-    if not isinstance(key, (jax.Array, np.ndarray)):
-        raise ValueError(f"key = {key!r} is no PRNG key; pass jax.random.key(seed) or [B] of them.")
-    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
-        if key.dtype != jnp.uint32 or key.ndim not in (1, 2):
-            raise ValueError(
-                f"key is {key.dtype}{key.shape}, no PRNG key; pass jax.random.key(seed), or [B] "
-                "of them from jax.random.split."
-            )
-        try:
-            key = jax.random.wrap_key_data(jnp.asarray(key))
-        except TypeError:
-            raise ValueError(
-                f"key is uint32{key.shape}, which is no key of JAX's default implementation; "
-                "pass jax.random.key(seed, impl='threefry2x32')."
-            ) from None
-    if "rbg" in str(jax.random.key_impl(key)):
-        raise ValueError(
-            f"key is of the implementation {jax.random.key_impl(key)!r}, whose noise under vmap "
-            "depends on the other samples of the batch; pass jax.random.key(seed, "
-            "impl='threefry2x32')."
-        )
-    if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-    if key.shape != (batch,):
-        raise ValueError(
-            f"key holds {key.shape} keys for {batch} samples; pass one key, or [{batch}] keys."
-        )
-    return key
-
-
-def _check_sample(x: Any) -> jax.Array:
-    x = jnp.asarray(x)
-    if x.ndim < 1:
-        raise ValueError("the sample is a scalar; expected [B, ...], the batch axis first.")
-    return x.astype(state_dtype(x))
-
-
-def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    shape = tuple(check_int("shape", size, 0) for size in shape)
-    if not shape:
-        raise ValueError("shape is empty; expected (B, ...), the batch axis first.")
-    return shape
+    # Half rows evaluate nothing: what is saved may be a decoded preview.
+    return jax.lax.cond(row.advances, write, lambda saved: saved, saved)

@@ -16,7 +16,7 @@ import samplers as sp
 from samplers import NOISE, SAMPLERS, STOCHASTIC
 
 import kdiff_jax as kd
-from kdiff_jax._sample import _step
+from kdiff_jax._step import _step
 
 KEY = jax.random.key(5)
 SHAPE = (2, 6)

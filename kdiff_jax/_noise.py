@@ -1,0 +1,165 @@
+"""Noise: the initial sample, the z of a row, clean data brought to a level; and its keys."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdiff_jax._checks import check_int
+from kdiff_jax._denoise import per_sample
+from kdiff_jax._noise_schedule import state_dtype
+from kdiff_jax._random import normal
+from kdiff_jax._schedule import Row, Schedule
+
+# `split(key, n)[i] == fold_in(key, i)`: without a domain of its own, the initial noise of sample
+# 3 would be the step noise of row 3.
+_INITIAL_DOMAIN = 0x696E6974
+_STEP_DOMAIN = 0x73746570
+
+
+def initial_sample(schedule: Schedule, key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Pure noise at the first row's level: `init_noise_sigma * z`.
+
+    Args:
+      schedule: the run that begins there; of a stack each sample begins its own.
+      key: one key, or [B] keys, one a sample; one key means `vmap(fold_in)(key, arange(B))`.
+      shape: (B, ...), the batch axis first.
+
+    Returns:
+      [B, ...] float32 (float64 under x64, its noise drawn in float32).
+
+    Raises:
+      ValueError: a key that is no key, of another number than B, or of an implementation whose
+        noise depends on the neighbours; a shape without a batch axis.
+
+    Example:
+      >>> import jax, kdiff_jax as kd
+      >>> schedule = kd.dpm2_schedule(kd.noise_schedule("scaled_linear"), 25)
+      >>> kd.initial_sample(schedule, jax.random.key(0), (4, 8, 8, 1)).shape
+      (4, 8, 8, 1)
+
+    Source: `init_noise_sigma` of diffusers' schedulers.
+    """
+    shape = _check_shape(shape)
+    noise = _draw(sample_keys(key, shape[0]), jnp.int32(0), shape, _INITIAL_DOMAIN)
+    # Kept apart from the sqrt(2) inside a normal number: where init_noise_sigma is a constant of
+    # the program, XLA would multiply the two first, and round another way.
+    noise = jax.lax.optimization_barrier(noise.astype(schedule.init_noise_sigma.dtype))
+    return per_sample(schedule.init_noise_sigma, noise) * noise
+
+
+def row_noise(key: jax.Array, row: Row, shape: Sequence[int]) -> jax.Array:
+    """The noise z that `step` and `sample` draw for a row.
+
+    It depends on the sample's key and `row.index` alone: not on the batch, its order, its
+    sharding, or where the run was resumed.
+
+    Args:
+      key: one key, or [B] keys, one a sample; one key means `vmap(fold_in)(key, arange(B))`.
+      row: a row, leaves scalar or [B].
+      shape: (B, ...), the shape of the sample.
+
+    Returns:
+      [B, ...] float32 unit Gaussian noise.
+
+    Raises:
+      ValueError: as for `initial_sample`.
+
+    Example:
+      >>> import jax, kdiff_jax as kd
+      >>> schedule = kd.lcm_schedule(kd.noise_schedule("scaled_linear"), 4)
+      >>> kd.row_noise(jax.random.key(0), schedule[0], (2, 8)).shape
+      (2, 8)
+    """
+    shape = _check_shape(shape)
+    return _draw(sample_keys(key, shape[0]), jnp.asarray(row.index), shape, _STEP_DOMAIN)
+
+
+def add_noise(row: Row, x0: jax.Array, eps: jax.Array) -> jax.Array:
+    """Clean data brought to the noise level of a row: `alpha * x0 + sigma * eps`.
+
+    Args:
+      row: where the run is to begin, usually `schedule[0]`; leaves scalar or [B].
+      x0: [B, ...] clean samples.
+      eps: the shape of x0, unit Gaussian noise.
+
+    Returns:
+      [B, ...] float32 (float64 where x0 is).
+
+    Raises:
+      ValueError: shapes that differ, samples that are not of a floating dtype.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, kdiff_jax as kd
+      >>> schedule = kd.dpm2_schedule(kd.noise_schedule("scaled_linear"), 25).start_at(10)
+      >>> eps = jax.random.normal(jax.random.key(0), (2, 8))
+      >>> kd.add_noise(schedule[0], jnp.zeros((2, 8)), eps).shape
+      (2, 8)
+
+    Source: `add_noise` of diffusers' KDPM2DiscreteScheduler and LCMScheduler.
+    """
+    x0, eps = jnp.asarray(x0), jnp.asarray(eps)
+    if x0.ndim < 1 or x0.shape != eps.shape:
+        raise ValueError(f"x0 {x0.shape} and eps {eps.shape} differ; expected [B, ...] both.")
+    x0 = x0.astype(state_dtype(x0))
+    return per_sample(row.alpha, x0) * x0 + per_sample(row.sigma, x0) * eps.astype(x0.dtype)
+
+
+def add_row_noise(x: jax.Array, row: Row, keys: jax.Array) -> jax.Array:
+    """`x + noise_weight * z`, with the z of every sample's row."""
+
+    def noisy(x: jax.Array) -> jax.Array:
+        z = _draw(keys, row.index, x.shape, _STEP_DOMAIN)
+        return x + per_sample(row.noise_weight, x) * z.astype(x.dtype)
+
+    if jnp.ndim(row.noise_weight):
+        return noisy(x)
+    # Random bits are most of the cost of a stochastic run on CPU; half its rows need none. The
+    # sum stands inside: z is added where it is made, and never written down.
+    return jax.lax.cond(row.noise_weight != 0, noisy, lambda x: x, x)
+
+
+def _draw(keys: jax.Array, index: jax.Array, shape: tuple[int, ...], domain: int) -> jax.Array:
+    # float32 always: jax.random.normal has 128 distinct values in bfloat16.
+    return normal(keys, (jnp.uint32(domain), index), shape[1:])
+
+
+def sample_keys(key: Any, batch: int) -> jax.Array:
+    """[B] typed keys from one key, [B] keys, or the same as legacy uint32 arrays."""
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise ValueError(f"key = {key!r} is no PRNG key; pass jax.random.key(seed) or [B] of them.")
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if key.dtype != jnp.uint32 or key.ndim not in (1, 2):
+            raise ValueError(
+                f"key is {key.dtype}{key.shape}, no PRNG key; pass jax.random.key(seed), or [B] "
+                "of them from jax.random.split."
+            )
+        try:
+            key = jax.random.wrap_key_data(jnp.asarray(key))
+        except TypeError:
+            raise ValueError(
+                f"key is uint32{key.shape}, which is no key of JAX's default implementation; "
+                "pass jax.random.key(seed, impl='threefry2x32')."
+            ) from None
+    if "rbg" in str(jax.random.key_impl(key)):
+        raise ValueError(
+            f"key is of the implementation {jax.random.key_impl(key)!r}, whose noise under vmap "
+            "depends on the other samples of the batch; pass jax.random.key(seed, "
+            "impl='threefry2x32')."
+        )
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    if key.shape != (batch,):
+        raise ValueError(
+            f"key holds {key.shape} keys for {batch} samples; pass one key, or [{batch}] keys."
+        )
+    return key
+
+
+def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    shape = tuple(check_int("shape", size, 0) for size in shape)
+    if not shape:
+        raise ValueError("shape is empty; expected (B, ...), the batch axis first.")
+    return shape

@@ -1,0 +1,100 @@
+"""Normal numbers of `jax.random`, bit for bit, from a program without scratch on CPU.
+
+JAX lowers threefry on CPU to a rolled loop, whose every pass reads and writes the whole array.
+Here its twenty rounds are written out, so that XLA makes one loop over the elements from the
+counter to the normal number. Elsewhere JAX lowers it so already, and `jax.random` is called.
+
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011): Threefry-2x32-20;
+the counters and the way from bits to normal numbers are those of `jax.random`.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = np.uint32(0x1BD11BDA)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def normal(keys: jax.Array, data: tuple[jax.Array, ...], shape: tuple[int, ...]) -> jax.Array:
+    """`jax.random.normal` of every key, after `fold_in` of every item of `data` in turn.
+
+    Args:
+      keys: [B] typed keys.
+      data: integers to fold into the keys, each scalar or [B].
+      shape: what to draw for a key.
+
+    Returns:
+      [B, *shape] float32, the same bits as `vmap(jax.random.normal)` gives.
+    """
+    data = tuple(item.astype(jnp.uint32) for item in data)
+    if not _is_written_out(keys, shape):
+        return _normal_of_jax(shape, keys, data)
+    return jax.lax.platform_dependent(
+        keys,
+        data,
+        cpu=functools.partial(_normal, shape),
+        default=functools.partial(_normal_of_jax, shape),
+    )
+
+
+def _is_written_out(keys: jax.Array, shape: tuple[int, ...]) -> bool:
+    """Whether `_normal` knows the counters that `jax.random` would use, decided when traced."""
+    return (
+        jax.random.key_impl(keys) == "threefry2x32"
+        and jax.config.values["jax_threefry_partitionable"]
+        and all(isinstance(size, int) for size in shape)  # else symbolic, in an export
+        and 0 < math.prod(shape) < 2**32  # beyond, the upper half of the counter is not 0
+    )
+
+
+def _normal_of_jax(
+    shape: tuple[int, ...], keys: jax.Array, data: tuple[jax.Array, ...]
+) -> jax.Array:
+    for item in data:
+        keys = jax.vmap(jax.random.fold_in, (0, 0 if item.ndim else None))(keys, item)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
+def _normal(shape: tuple[int, ...], keys: jax.Array, data: tuple[jax.Array, ...]) -> jax.Array:
+    words = jax.random.key_data(keys)
+    key = words[:, 0], words[:, 1]
+    for item in data:
+        key = _threefry(key, item)
+    per_key = keys.shape + (1,) * len(shape)
+    high, low = _threefry((key[0].reshape(per_key), key[1].reshape(per_key)), _positions(shape))
+    # 23 random bits under the exponent of 1 are uniform in [1, 2); then in (-1, 1).
+    unit = jax.lax.bitcast_convert_type(
+        (high ^ low) >> np.uint32(9) | np.uint32(0x3F800000), jnp.float32
+    )
+    lowest = np.nextafter(np.float32(-1), np.float32(0))
+    uniform = jnp.maximum(lowest, (unit - np.float32(1)) * (np.float32(1) - lowest) + lowest)
+    return np.float32(np.sqrt(2)) * jax.lax.erf_inv(uniform)
+
+
+def _positions(shape: tuple[int, ...]) -> jax.Array:
+    """[1, *shape] uint32: the place of each number in its sample."""
+    # Not a reshaped iota: XLA could not partition that along the axes of the sample.
+    place = jnp.zeros((1, *shape), jnp.uint32)
+    for axis in range(len(shape)):
+        stride = np.uint32(math.prod(shape[axis + 1 :]))
+        place += stride * jax.lax.broadcasted_iota(jnp.uint32, (1, *shape), axis + 1)
+    return place
+
+
+def _threefry(key: tuple[jax.Array, jax.Array], low: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Threefry-2x32 of the counter (0, low)."""
+    parts = (*key, key[0] ^ key[1] ^ _PARITY)
+    x0, x1 = jnp.zeros_like(low) + parts[0], low + parts[1]
+    for group in range(5):
+        for bits in _ROTATIONS[group % 2]:
+            x0 = x0 + x1
+            x1 = (x1 << np.uint32(bits)) | (x1 >> np.uint32(32 - bits))
+            x1 = x0 ^ x1
+        x0 = x0 + parts[(group + 1) % 3]
+        x1 = x1 + (parts[(group + 2) % 3] + np.uint32(group + 1))
+    return x0, x1
