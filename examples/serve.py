@@ -1,0 +1,249 @@
+"""Continuous batching: mixed requests for one network share one batch and one executable.
+
+    python examples/serve.py                       # DPM2 and ancestral, 5 to 30 steps, 16 slots
+    python examples/serve.py --sampler euler dpm2_ancestral --steps 4 25 --guidance 1
+    python examples/serve.py --sampler lcm         # 1 to 8 steps of the distilled network
+
+A static batch waits for its longest request: 30 steps of DPM2 are 59 evaluations of the network,
+and a request of 5 steps, done after 9, keeps its place for the other 50. Here the batch is S slots.
+Each holds a request: its table, the row it is at, its sample, its key. `tick` moves every slot on
+by a row of its own table, and `admit` puts a waiting request in the place of one that is done. To
+them tables padded alike are just numbers, so neither compiles again. The lengths of the tables tell
+the host when a slot comes free: it stays a chunk of rows ahead of the device, never waited for.
+"""
+
+import argparse
+import functools
+import itertools
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import digits
+import kdiff_jax as kd
+import unet
+
+COUNTS: Counter[str] = Counter()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Request:
+    """A request and how far it is; with an axis S in front of every leaf, the slots.
+
+    Attributes:
+      schedule: its run, from any builder and `start_at`, then `pad(num_rows, general=True)`.
+      position: int32, the next row; at the end of its run and past it a slot idles.
+      state: `kd.init(schedule, x)`, where x is noise, or for image to image a noised image.
+      key: of the noise of its steps.
+      cond: what the denoiser is told, here {"label": int32, "scale": float32}.
+    """
+
+    schedule: kd.Schedule
+    position: jax.Array
+    state: kd.State
+    key: jax.Array
+    cond: Any
+
+
+@functools.partial(jax.jit, static_argnames="denoise")
+def tick(denoise: Any, params: Any, slots: Request, num_rows: Any) -> Request:
+    """Moves all slots on by num_rows rows, each of them one evaluation of the network."""
+    COUNTS["compiled tick"] += 1  # Python comes here while it is traced only: once a program
+    shape = slots.state.sample.shape
+
+    def one_row(_: Any, now: tuple[jax.Array, kd.State]) -> tuple[jax.Array, kd.State]:
+        position, state = now
+        row = slots.schedule.rows_at(position)
+        prediction = denoise(params, state.sample, row, slots.cond)
+        noise = jax.lax.cond(  # random bits are dear on CPU, and many rows need none
+            jnp.any(row.noise_weight != 0),
+            lambda: kd.row_noise(slots.key, row, shape),
+            lambda: jnp.zeros(shape, jnp.float32),
+        )
+        return position + 1, kd.step(state, row, prediction, noise=noise)
+
+    position, state = jax.lax.fori_loop(0, num_rows, one_row, (slots.position, slots.state))
+    return replace(slots, position=position, state=state)
+
+
+@jax.jit
+def admit(slots: Request, slot: Any, request: Request) -> Request:
+    """Puts a request into a slot."""
+    COUNTS["compiled admit"] += 1
+    return jax.tree.map(lambda old, new: old.at[slot].set(new), slots, request)
+
+
+def stacked(requests: list[Request]) -> Request:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *requests)
+
+
+def serve(
+    denoise: Any, params: Any, waiting: deque[Request], num_slots: int, *, patience: int = 8
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Runs all requests that wait, and those appended to `waiting` meanwhile, first come first.
+
+    Args:
+      denoise: a function `denoise(params, x, row, cond)`; one and the same, or `tick` compiles.
+      params: the network's weights.
+      waiting: requests whose arrays agree in shape and dtype.
+      num_slots: S, the batch that the network sees.
+      patience: rows that a new request may have to wait although a slot is free.
+
+    Yields:
+      (number, sample) of each request as it ends; numbers go by the order of the queue.
+    """
+    kind = jax.tree.map(jax.typeof, waiting[0])
+    slots = stacked([waiting[0]] * num_slots)
+    slots = replace(slots, position=slots.schedule.length)  # at the end: they idle
+    free = deque(range(num_slots))
+    running: dict[int, tuple[int, int]] = {}  # slot -> (number, the evaluation it ends at)
+    number = now = 0
+    before = None
+    while waiting or running or before is not None:
+        while free and waiting:
+            slot, request = free.popleft(), waiting.popleft()
+            if (got := jax.tree.map(jax.typeof, request)) != kind:
+                raise ValueError(
+                    f"request {number} is {got}, the slots hold {kind}; pad all schedules by the "
+                    "same pad(num_rows, general=True), and give state and cond without batch axis."
+                )
+            slots = admit(slots, np.int32(slot), request)
+            running[slot] = number, now + len(request.schedule)
+            number += 1
+        chunk = None
+        if running:
+            # Until the next slot comes free: no slot idles while a request waits.
+            num_rows = min(end for _, end in running.values()) - now
+            num_rows = min(num_rows, patience) if free else num_rows
+            slots = tick(denoise, params, slots, np.int32(num_rows))
+            COUNTS.update(evaluations=num_rows, useful=num_rows * len(running))
+            now += num_rows
+            ended = {slot: number for slot, (number, end) in running.items() if end == now}
+            running = {slot: entry for slot, entry in running.items() if slot not in ended}
+            free.extend(ended)
+            chunk = slots.state.sample, ended
+        # Read one chunk late: by now the device has the next, and never waits for the host.
+        if before is not None:
+            samples = np.asarray(before[0])
+            yield from ((number, samples[slot]) for slot, number in before[1].items())
+        before = chunk
+
+
+def plain(params: Any, x: jax.Array, row: kd.Row, cond: Any) -> kd.Prediction:
+    """The digits network without guidance."""
+    return kd.denoiser(unet.model_fn)(params, x, row, cond["label"])
+
+
+def guided(params: Any, x: jax.Array, row: kd.Row, cond: Any) -> kd.Prediction:
+    """The digits network with guidance, a scale for each request.
+
+    It doubles the batch for all of them. Requests of scale 1, where they are many, deserve a server
+    of their own, with `plain`: to choose anew at every row makes rounding depend on the neighbours.
+    """
+    denoise = kd.guided(kd.denoiser(unet.model_fn), cond["scale"], jnp.int32(unet.NO_CLASS))
+    return denoise(params, x, row, cond["label"])
+
+
+def lcm(params: Any, x: jax.Array, row: kd.Row, cond: Any) -> kd.Prediction:
+    """The distilled network, which is told the scale: no doubled batch."""
+    return digits.lcm_denoiser()(params, x, row, cond)
+
+
+def make_request(schedule: kd.Schedule, seed: int, label: int, scale: float) -> Request:
+    """A digit from pure noise."""
+    key = jax.random.key(seed)
+    state = kd.init(schedule, kd.initial_sample(schedule, key, (1, 28, 28, 1))[0])
+    cond = {"label": jnp.int32(label), "scale": jnp.float32(scale)}
+    return Request(schedule, jnp.int32(0), state, key, cond)
+
+
+def in_batches(denoise: Any, params: Any, batches: list[Request]) -> Iterator[Any]:
+    """(number, sample) of requests in static batches, each until its longest request ends."""
+    for i, b in enumerate(batches):
+        x0 = kd.sample(denoise, params, b.schedule, b.state.sample, b.key, b.cond)
+        yield from enumerate(np.asarray(x0), i * x0.shape[0])
+
+
+@jax.jit
+def bare_network(params: Any, x: jax.Array, cond: Any, count: Any) -> jax.Array:
+    """The network alone, count times, each from the one before."""
+    timestep = jnp.full(x.shape[0], 500.0, jnp.float32)
+    call = functools.partial(unet.model_fn, params, timestep=timestep, cond=cond)
+    return jax.lax.fori_loop(0, count, lambda _, out: call(x + 0.1 * out), x)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    samplers = ["dpm2", "dpm2_ancestral"]
+    parser.add_argument("--sampler", nargs="+", choices=digits.BUILDERS, default=samplers)
+    parser.add_argument("--steps", type=int, nargs="+", help="5 10 20 30, of LCM 1 to 8")
+    for name, default in ("requests", 64), ("slots", 16), ("seed", 0), ("repeats", 3):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 2.0, 3.0])
+    args = parser.parse_args()
+    total, size, is_lcm = args.requests, args.slots, args.sampler == ["lcm"]
+    if min(total, size, args.repeats) < 1 or ("lcm" in args.sampler and not is_lcm):
+        parser.error("expected counts of at least 1, and lcm alone: it has a network of its own")
+
+    denoise = lcm if is_lcm else plain if set(args.guidance) == {1.0} else guided
+    _, params = unet.load(digits.LCM_WEIGHTS if is_lcm else digits.WEIGHTS)
+    steps = args.steps or ([*range(1, 9)] if is_lcm else [5, 10, 20, 30])
+    runs = [digits.digits_schedule(sampler, n) for n in steps for sampler in args.sampler]
+    runs = [run.pad(max(map(len, runs)), general=True) for run in runs]
+    # Equal parts of all runs, in random order.
+    order = np.random.default_rng(args.seed).permutation(total) % len(runs)
+    scales, seeds = itertools.cycle(args.guidance), itertools.count(args.seed)
+    requests = [make_request(runs[k], next(seeds), k % 10, next(scales)) for k in order]
+    lengths = [len(request.schedule) for request in requests]
+    # The last batch is filled up, so that it needs no program of its own.
+    batches = [stacked((requests[i : i + size] * size)[:size]) for i in range(0, total, size)]
+    singles = [stacked([request]) for request in requests]
+    x = jnp.zeros((size * (2 if denoise is guided else 1), 28, 28, 1))
+    label, scale = jnp.zeros(len(x), jnp.int32), jnp.ones(len(x))
+    cond = {"label": label, "scale": scale} if is_lcm else label
+
+    ways: dict[str, Callable[[], Any]] = {
+        "one at a time": lambda: in_batches(denoise, params, singles),
+        "static batches": lambda: in_batches(denoise, params, batches),
+        "continuous": lambda: serve(denoise, params, deque(requests), size),
+        "bare network": lambda: np.asarray(bare_network(params, x, cond, np.int32(100)))[:0],
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    results: dict[str, dict[int, np.ndarray]] = {way: {} for way in ways}
+    bar = tqdm(total=3 * total * (args.repeats + 1), unit="request")
+    for repeat, way in itertools.product(range(args.repeats + 1), ways):
+        bar.set_description(f"{way}, {f'run {repeat}' if repeat else 'compiling'}")
+        start = time.perf_counter()
+        for number, sample in ways[way]():
+            results[way][number] = sample
+            bar.update(number < total)
+        seconds[way].append(time.perf_counter() - start)
+    bar.close()
+
+    rows, static = sum(lengths), sum(max(lengths[i : i + size]) for i in range(0, total, size))
+    ours = COUNTS["evaluations"] // (args.repeats + 1)
+    rates = [1 / statistics.median(times[1:]) for times in seconds.values()]
+    print(f"{total} requests of {rows} rows, {size} slots; medians of {args.repeats} runs")
+    print(f"{'':14}{'requests/s':>12}{'evaluations/s':>15}{'useful':>9}")
+    for way, rate, count in zip(ways, rates, [rows, static * size, ours * size], strict=False):
+        print(f"{way:14}{total * rate:12.2f}{count * rate:15.0f}{rows / count:9.0%}")
+    print(f"{'bare network':26}{100 * size * rates[3]:15.0f}")
+    print(f"continuous: {ours * rates[2] / rates[3] / 100:.3f} of the bare network's evaluations/s")
+    print(f"requests/s: {rates[2] / rates[0]:.2f} x one at a time, {rates[2] / rates[1]:.2f} x")
+    print(f"static; by counting {static / ours:.2f} x, {static * size / rows:.2f} x without drain")
+    alone, served = results["one at a time"], results["continuous"]
+    error = max(np.abs(served[i] - alone[i]).max() for i in range(total))
+    print(f"largest difference to a request alone: {error:.1e}; {dict(COUNTS)}")
+
+
+if __name__ == "__main__":
+    main()
