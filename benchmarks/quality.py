@@ -19,11 +19,9 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +37,7 @@ import classifier
 import digits
 import kdiff_jax as kd
 import unet
+from timing import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 MIN_ACCURACY = 0.99
@@ -96,23 +95,6 @@ def draw(
         x = kd.sample(denoise, params, schedule, x, keys, cond)
         count = min(batch, case["samples"] - start)
         yield to_bytes(x)[:count], np.asarray(index % 10)[:count]
-
-
-def machine() -> Result:
-    """What the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    packages = ("jax", "jaxlib", "flax", "numpy")
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "device": jax.devices()[0].device_kind,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages} | {"kdiff_jax": kd.__version__},
-    }
 
 
 def fingerprint(path: Path) -> str:

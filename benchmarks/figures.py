@@ -1,0 +1,268 @@
+"""The figures of the speed benchmark: words, targets, tables and the picture."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Result = dict[str, Any]
+DISTURBED = 0.1  # the share of the cores that others took, beyond which a repetition is marked
+MODES = {"one": "One core", "default": "Default threads"}
+
+
+class Figure(NamedTuple):
+    """One row of the table. `bound` None: shown beside the others, nothing is asked of it."""
+
+    case: str
+    words: str
+    bound: float | None
+    at_least: bool = True
+
+    def met(self, value: float) -> bool:
+        if self.bound is None:
+            return True
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    def show(self, value: float) -> str:
+        digits = 0 if abs(value) >= 100 or value == 0 else 1 if abs(value) >= 10 else 2
+        return f"{value:.{digits}f}" + ("x" if self.at_least else "")
+
+    def target(self) -> str:
+        if self.bound is None:
+            return "none"
+        return f"{'>=' if self.at_least else '<='} {self.bound:g}" + ("x" if self.at_least else "")
+
+
+def _versus(case: str, kind: str, size: str, words: str, bound: float | None) -> dict[str, Figure]:
+    return {f"{case} {kind} {size}": Figure(case, f"{words}, {size}", bound)}
+
+
+FIGURES: dict[str, Figure] = (
+    _versus("diffusers", "dpm2", "64 KB", "DPM2 against diffusers", 20)
+    | _versus("diffusers", "dpm2", "1 MB", "DPM2 against diffusers", 11)
+    | _versus("k-diffusion", "dpm2", "64 KB", "DPM2 against k-diffusion", 40)
+    | _versus("k-diffusion", "dpm2", "1 MB", "DPM2 against k-diffusion", 25)
+    | _versus("k-diffusion", "dpm2", "64 KB bare", "the same with the barest denoiser", None)
+    | _versus("k-diffusion", "dpm2", "1 MB bare", "the same with the barest denoiser", None)
+    | {
+        "torch.compile 64 KB run": Figure(
+            "torch.compile", "DPM2 against torch.compile of the whole loop, run, 64 KB", 1.3
+        ),
+        "torch.compile 1 MB run": Figure("torch.compile", "the same, run, 1 MB", 1.3),
+        "torch.compile 64 KB first call": Figure(
+            "torch.compile", "the same, first call, 64 KB", 50
+        ),
+        "torch.compile 1 MB first call": Figure("torch.compile", "the same, first call, 1 MB", 50),
+        "copyto 64 KB": Figure("copyto", "DPM2 against 49 np.copyto, 64 KB", 1.5, False),
+        "copyto 1 MB": Figure("copyto", "DPM2 against 49 np.copyto, 1 MB", 1.5, False),
+        "copyto 64 KB unroll": Figure("copyto", "the same with unroll=2, 64 KB", None, False),
+        "copyto 1 MB unroll": Figure("copyto", "the same with unroll=2, 1 MB", None, False),
+    }
+    | _versus("diffusers", "ancestral", "64 KB", "ancestral DPM2 against diffusers", 2.2)
+    | _versus("diffusers", "ancestral", "1 MB", "ancestral DPM2 against diffusers", 1.5)
+    | _versus("k-diffusion", "ancestral", "64 KB", "ancestral DPM2 against k-diffusion", None)
+    | _versus("k-diffusion", "ancestral", "1 MB", "ancestral DPM2 against k-diffusion", None)
+    | _versus("diffusers", "lcm", "64 KB", "LCM, 4 steps, against diffusers", 2.2)
+    | _versus("diffusers", "lcm", "1 MB", "LCM, 4 steps, against diffusers", 1.3)
+    | {
+        "dewml dpm2 run": Figure("dewml", "DPM2 against dewml, run", 1.1),
+        "dewml dpm2 run unroll": Figure("dewml", "the same with unroll=2", None),
+        "dewml dpm2 first call": Figure("dewml", "DPM2 against dewml, first call", 4),
+        "dewml dpm2 first call unroll": Figure("dewml", "the same with unroll=2", None),
+        "dewml ancestral run": Figure("dewml", "ancestral DPM2 against dewml, run", 1.3),
+        "dewml lcm run": Figure("dewml", "LCM, 4 steps, against dewml, run", 1.3),
+        "dewml U-Net run": Figure("dewml-unet", "DPM2 of a small U-Net against dewml, run", 1.0),
+        "dewml U-Net first call": Figure("dewml-unet", "the same, first call", 1.5),
+        "bare network": Figure(
+            "bare-network", "49 evaluations of a medium U-Net against 49 bare ones", 1.02, False
+        ),
+        "first sample null": Figure(
+            "first-sample",
+            "first sample against jit(network) and one evaluation, null network",
+            None,
+            False,
+        ),
+        "first sample small U-Net": Figure("first-sample", "the same, small U-Net", 1.5, False),
+        "first sample medium U-Net": Figure("first-sample", "the same, medium U-Net", None, False),
+        "recompiles": Figure("padded", "recompiles over N = 1..100, padded schedule", 0, False),
+        "padded": Figure("padded", "padded schedule against the exact scan", 1.10, False),
+        "table linspace": Figure("table", "table on device against set_timesteps(25)", 15),
+        "table karras": Figure("table", "the same, Karras grid", None),
+        "copies": Figure("program", "full-size copies in the loops of all samplers", 0, False),
+        "scratch": Figure("program", "scratch of the ancestral program, in samples", 1.1, False),
+        "saving 64 KB": Figure("saving", "saving every step against not, 64 KB", 2.0, False),
+        "saving 1 MB": Figure("saving", "saving every step against not, 1 MB", 1.6, False),
+        "serving evaluations": Figure(
+            "serving", "serving: evaluations a second against the bare network", 0.9
+        ),
+        "serving requests": Figure(
+            "serving", "serving: requests a second against static batches", 1.6
+        ),
+        "gpu loop": Figure("gpu", "on a GPU: loop against the bare network", 1.02, False),
+        "gpu serving": Figure("gpu", "on a GPU: serving against one at a time", 4),
+    }
+)
+
+# Shown under a table in which the figure was missed.
+REASONS: dict[str, str] = {
+    "table linspace": "about a third of the time is NumPy on the host; the rest puts thirteen"
+    " arrays of 49 numbers on the device, one by one.",
+    "copyto 64 KB": "at this size the copies stay in the first caches and the call itself, some"
+    " 20 us, is half of what they take.",
+}
+
+# Nothing to time twice, or another machine: in the first table only.
+FIRST_TABLE_ONLY = ("program", "padded", "saving", "serving", "gpu")
+
+
+def summarise(figure: str, found: Result | None) -> Result:
+    """Median, spread and verdict of a figure over the repetitions of its case."""
+    if found is None:
+        return {"verdict": "not measured: not asked for"}
+    if found.get("not_measured"):
+        return {"verdict": f"not measured: {found['not_measured']}"}
+    all_records = [repetition.get(figure) for repetition in found["repetitions"]]
+    records = [one for one in all_records if one is not None]
+    if not records:
+        return {"verdict": "not measured: this version of kdiff_jax does not have it"}
+    values = [one["value"] for one in records]
+    value = float(np.median(values))
+    spec = FIGURES[figure]
+    verdict = "" if spec.bound is None else "met" if spec.met(value) else "missed"
+    names = list(records[0].get("us", ()))
+    return {
+        "value": value,
+        "low": min(values),
+        "high": max(values),
+        "us": {name: float(np.median([one["us"][name] for one in records])) for name in names},
+        "repetitions": len(values),
+        "disturbed": sum(share > DISTURBED for share in found["others"]),
+        "verdict": verdict,
+    }
+
+
+def _time(us: float) -> str:
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if us >= size:
+            return f"{us / size:.3g} {unit}"
+    return f"{us:.3g} us"
+
+
+def rows(cases: Result, mode: str) -> list[tuple[str, ...]]:
+    """The table of one mode: what is no target and was not measured is left out."""
+    head = ("figure", "target", "reached", "spread", "kdiff_jax", "other", "verdict")
+    lines: list[tuple[str, ...]] = [head]
+    for name, spec in FIGURES.items():
+        if mode != "one" and spec.case in FIRST_TABLE_ONLY:
+            continue
+        point = summarise(name, cases.get(spec.case))
+        if "value" not in point:
+            if spec.bound is not None:
+                lines.append((spec.words, spec.target(), "", "", "", "", point["verdict"]))
+            continue
+        spread = (
+            "" if not point["us"] else f"{spec.show(point['low'])} to {spec.show(point['high'])}"
+        )
+        times = {"kdiff_jax" if n != "other" else n: _time(us) for n, us in point["us"].items()}
+        verdict = point["verdict"]
+        if point["disturbed"]:
+            verdict += f" ({point['disturbed']} of {point['repetitions']} disturbed)"
+        own, other = times.get("kdiff_jax", ""), times.get("other", "")
+        reached = spec.show(point["value"])
+        lines.append((spec.words, spec.target(), reached, spread, own, other, verdict.strip()))
+    return lines
+
+
+def text(lines: list[tuple[str, ...]]) -> str:
+    """The table for a terminal."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def markdown(content: Result) -> str:
+    """RESULTS.md: generated from speed.json, so that it cannot drift from it."""
+    versions = ", ".join(
+        f"{name} {found}" for name, found in content["machine"]["versions"].items()
+    )
+    parts = [
+        "# Speed",
+        "Written by `python benchmarks/speed.py`, which says what is measured and how; the figures"
+        " are those of `results/speed.json`. Null network `0.1 * x`, float32, 25 steps (49"
+        " evaluations; LCM 4), samples of (1, 4, 64, 64) = 64 KB or (4, 4, 128, 128) = 1 MB, unless"
+        " said. `x` is how many times as long the other one takes; a figure without it is our time"
+        " as a part of the other's. Reached is the median of whole repetitions in processes of"
+        " their own, each a median of paired, interleaved runs; the spread is their smallest and"
+        " largest. The times are medians, on one core of CPU time, which other processes do not"
+        " change, else of the wall clock.",
+        f"{content['machine']['processor']}, {content['machine']['cores']} cores; Python"
+        f" {content['machine']['python']}, {versions}.",
+        "![Figures against their targets](results/speed.png)",
+    ]
+    for mode, title in MODES.items():
+        cases = content["modes"].get(mode)
+        if not cases:
+            continue
+        head, *lines = rows(cases, mode)
+        table = ["| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *lines)]
+        parts += [f"## {title}", "\n".join(table)]
+        missed = [
+            f"* {spec.words}: {REASONS[name]}"
+            for name, spec in FIGURES.items()
+            if name in REASONS and summarise(name, cases.get(spec.case))["verdict"] == "missed"
+        ]
+        if missed:
+            parts += ["Why those that were missed were missed:", "\n".join(missed)]
+        if len({case["sources"] for case in cases.values()}) > 1:
+            parts.append("The cases were not all run with the same sources of kdiff_jax.")
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(path: Path, content: Result) -> None:
+    """Each figure against its target: right of the line it is met."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    shown = [n for n, spec in FIGURES.items() if spec.bound]
+    found = {
+        (mode, name): summarise(name, cases.get(FIGURES[name].case))
+        for mode, cases in content["modes"].items()
+        for name in shown
+    }
+    shown = [n for n in shown if any("value" in found.get((m, n), {}) for m in MODES)]
+    fig, axes = plt.subplots(figsize=(10, 1.5 + 0.3 * len(shown)), layout="constrained")
+    for mode, colour, shift in (("one", "tab:blue", -0.12), ("default", "tab:orange", 0.12)):
+        label: str | None = MODES[mode]
+        for place, name in enumerate(shown):
+            point, spec = found.get((mode, name), {}), FIGURES[name]
+            if "value" not in point or not point["us"]:
+                continue
+            ends = [point[end] / (spec.bound or 1.0) for end in ("low", "value", "high")]
+            low, value, high = ends if spec.at_least else [1 / end for end in reversed(ends)]
+            reach = [[value - low], [high - value]]
+            look: Result = {"fmt": "o", "ms": 5, "capsize": 2, "color": colour}
+            axes.errorbar([value], [place + shift], xerr=reach, label=label, **look)
+            label = None
+    axes.axvline(1.0, color="black", lw=0.8)
+    axes.set_xscale("log")
+    ticks = [0.25, 0.5, 1, 2, 4, 8]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    words = []
+    for name in shown:
+        spec = FIGURES[name]
+        same = spec.words.startswith("the same")
+        words.append(
+            (f"{spec.case}: {spec.words}" if same else spec.words) + f"  ({spec.target()})"
+        )
+    axes.set_yticks(range(len(shown)), words, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("reached against the target (right of the line: met)")
+    axes.grid(alpha=0.3, axis="x")
+    axes.legend(fontsize=8)
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
