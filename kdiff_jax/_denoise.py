@@ -34,6 +34,11 @@ class Prediction:
 Denoise = Callable[..., Prediction]
 
 
+def column(value: jax.Array, x: jax.Array) -> jax.Array:
+    """[B] values as a column that meets [B, ...] without rank promotion; a scalar as it is."""
+    return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value
+
+
 def per_sample(value: ArrayLike, x: jax.Array) -> jax.Array:
     """A number, or [B] numbers as a column that meets [B, ...] without rank promotion."""
     value = jnp.asarray(value).astype(x.dtype)
@@ -42,7 +47,7 @@ def per_sample(value: ArrayLike, x: jax.Array) -> jax.Array:
             f"values of shape {value.shape} met a batch of {x.shape[0]}; give one number, or one a "
             "sample. Inside kd.guided the batch is doubled: wrap values [B] around it instead."
         )
-    return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value
+    return column(value, x)
 
 
 def _epsilon_of(denoised: jax.Array, x: jax.Array, row: Row) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kdiff_jax import _progress
 from kdiff_jax._checks import check_choice, check_int
-from kdiff_jax._denoise import Denoise, Prediction, as_pytree, prediction_type_of
+from kdiff_jax._denoise import Denoise, Prediction, as_pytree, column, prediction_type_of
 from kdiff_jax._noise import add_row_noise, sample_keys
 from kdiff_jax._reverse import without_reverse_mode
 from kdiff_jax._schedule import Row, Schedule, State
@@ -278,10 +278,7 @@ def _scan(run_row: Any, tell: Any, loop: _Loop, rows: Row, unroll: int, remat: s
 
 
 def _where(running: jax.Array, new: State, old: State) -> State:
-    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(running.reshape(running.shape + (1,) * (new.ndim - 1)), new, old)
-
-    return jax.tree.map(choose, new, old)
+    return jax.tree.map(lambda new, old: jnp.where(column(running, new), new, old), new, old)
 
 
 @jax.jit

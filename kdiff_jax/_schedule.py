@@ -37,7 +37,8 @@ class Schedule:
       anchorless: no row reads the anchor.
       unit_alpha: alpha is 1 in every row.
       alternating: rows come in pairs, a midpoint `D + ...` and a landing `anchor + ...`, and one
-        more, `D + ...`, is the last.
+        more, `D + ...`, is the last. Clear it where you edit those weights:
+        an even `unroll` does not read them.
       zero_terminal_snr: the first row may hold no signal at all (alpha = 0).
     """
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._checks import is_traced
-from kdiff_jax._denoise import Prediction, per_sample
+from kdiff_jax._denoise import Prediction, column, per_sample
 from kdiff_jax._noise import add_row_noise, sample_keys
 from kdiff_jax._noise_schedule import state_dtype
 from kdiff_jax._schedule import Row, Schedule, State
@@ -146,8 +146,7 @@ def advance(
         return State(x_next, x)
     if reads == "anchor" or anchor is None:
         return State(x_next, None)
-    advances = jnp.asarray(row.advances)
-    advances = advances.reshape(advances.shape + (1,) * (x.ndim - 1)) if advances.ndim else advances
+    advances = column(jnp.asarray(row.advances), x)
     return State(x_next, jnp.where(advances, x_next, anchor))
 
 

@@ -3,7 +3,6 @@
 import collections
 import functools
 import logging
-import re
 import subprocess
 import sys
 from typing import Any
@@ -17,6 +16,7 @@ from samplers import NOISE, SAMPLERS, STOCHASTIC
 
 import kdiff_jax as kd
 from kdiff_jax._step import _step
+from program import copies_in_loops
 
 KEY = jax.random.key(5)
 SHAPE = (2, 6)
@@ -176,25 +176,6 @@ def test_the_network_appears_once_in_the_program(name):
 
     names = [eqn.primitive.name for eqn in equations(name, model_fn, PARAMS)]
     assert names.count("sinh") == 1
-
-
-def copies_in_loops(hlo, shape):
-    """The copies of whole samples in the bodies of the loops of a compiled program."""
-    # A computation begins at `%name (arguments) -> result {` and ends at the `}` of its own line.
-    found = re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{\n(.*?)^\}", hlo, re.M | re.S)
-    computations = dict(found)
-    reached, todo = set(), re.findall(r"body=%?([\w.-]+)", hlo)
-    assert todo, "no loop in the program"
-    while todo:
-        name = todo.pop()
-        if name not in reached:
-            reached.add(name)
-            called = re.findall(r"%([\w.-]+)", computations[name])
-            todo += [other for other in called if other in computations]
-    whole = re.compile(rf"= f32\[{','.join(map(str, shape))}\]\S* copy\(")
-    return [
-        line for name in reached for line in computations[name].split("\n") if whole.search(line)
-    ]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
