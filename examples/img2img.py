@@ -10,7 +10,9 @@ takes exactly `--steps` steps below it (`lcm_schedule(..., strength=)`).
 """
 
 import argparse
+import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +52,18 @@ def edit_schedule(sampler: str, strength: float, lcm_steps: int) -> kd.Schedule:
     return schedule.start_at_strength(strength)
 
 
+@functools.cache
+def load_params(path: Path) -> Any:
+    """The weights of a file, read once for all edits."""
+    return unet.load(path)[1]
+
+
 def edit(
     sampler: str, schedule: kd.Schedule, image: jax.Array, label: int, guidance: float, seed: int
 ) -> tuple[jax.Array, jax.Array]:
     """(noised, edited) [1, 28, 28, 1]: the image at the schedule's first level, and the result."""
     lcm = sampler == "lcm"
-    _, params = unet.load(digits.LCM_WEIGHTS if lcm else digits.WEIGHTS)
+    params = load_params(digits.LCM_WEIGHTS if lcm else digits.WEIGHTS)
     denoise = digits.lcm_denoiser() if lcm else digits.digits_denoiser(guidance)
     labels = jnp.full(1, label, jnp.int32)
     key = jax.random.key(seed)
