@@ -1,5 +1,6 @@
 """Noise: the initial sample, the z of a row, clean data brought to a level; and its keys."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from kdiff_jax._checks import check_int
 from kdiff_jax._denoise import per_sample
 from kdiff_jax._noise_schedule import state_dtype
-from kdiff_jax._random import normal
+from kdiff_jax._random import is_written_out, normal, normal_of, random_bits
 from kdiff_jax._schedule import Row, Schedule
 
 # `split(key, n)[i] == fold_in(key, i)`: without a domain of its own, the initial noise of sample
@@ -109,16 +110,35 @@ def add_noise(row: Row, x0: jax.Array, eps: jax.Array) -> jax.Array:
 
 def add_row_noise(x: jax.Array, row: Row, keys: jax.Array) -> jax.Array:
     """`x + noise_weight * z`, with the z of every sample's row."""
+    draws, weight = row.noise_weight != 0, per_sample(row.noise_weight, x)
+    data, shape = (jnp.uint32(_STEP_DOMAIN), jnp.asarray(row.index)), x.shape[1:]
 
     def noisy(x: jax.Array) -> jax.Array:
-        z = _draw(keys, row.index, x.shape, _STEP_DOMAIN)
-        return x + per_sample(row.noise_weight, x) * z.astype(x.dtype)
+        return x + weight * normal(keys, data, shape).astype(x.dtype)
 
+    def at_once(x: jax.Array) -> jax.Array:
+        # z is added where it is made, and never written down.
+        return jax.lax.cond(draws, noisy, lambda x: x, x)
+
+    def in_two(x: jax.Array) -> jax.Array:
+        # XLA fuses all of `noisy` into one loop, a chain so long that a core cannot overlap its
+        # passes. Bits and sum, each in a condition of its own, take two thirds of the time, for
+        # one sample of scratch.
+        bits = jax.lax.cond(
+            draws,
+            lambda: random_bits(keys, data, shape),
+            lambda: jnp.zeros(x.shape, jnp.uint32),
+        )
+        return jax.lax.cond(
+            draws, lambda x: x + weight * normal_of(bits).astype(x.dtype), lambda x: x, x
+        )
+
+    # Random bits are most of the cost of a stochastic run on CPU; half its rows need none.
     if jnp.ndim(row.noise_weight):
         return noisy(x)
-    # Random bits are most of the cost of a stochastic run on CPU; half its rows need none. The
-    # sum stands inside: z is added where it is made, and never written down.
-    return jax.lax.cond(row.noise_weight != 0, noisy, lambda x: x, x)
+    if not is_written_out(keys, shape):
+        return at_once(x)
+    return jax.lax.platform_dependent(x, cpu=in_two, default=at_once)
 
 
 def _draw(keys: jax.Array, index: jax.Array, shape: tuple[int, ...], domain: int) -> jax.Array:
@@ -150,12 +170,17 @@ def sample_keys(key: Any, batch: int) -> jax.Array:
             "impl='threefry2x32')."
         )
     if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+        return _fold(key, batch)
     if key.shape != (batch,):
         raise ValueError(
             f"key holds {key.shape} keys for {batch} samples; pass one key, or [{batch}] keys."
         )
     return key
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _fold(key: jax.Array, batch: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:

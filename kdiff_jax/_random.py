@@ -32,7 +32,7 @@ def normal(keys: jax.Array, data: tuple[jax.Array, ...], shape: tuple[int, ...])
       [B, *shape] float32, the same bits as `vmap(jax.random.normal)` gives.
     """
     data = tuple(item.astype(jnp.uint32) for item in data)
-    if not _is_written_out(keys, shape):
+    if not is_written_out(keys, shape):
         return _normal_of_jax(shape, keys, data)
     return jax.lax.platform_dependent(
         keys,
@@ -42,7 +42,7 @@ def normal(keys: jax.Array, data: tuple[jax.Array, ...], shape: tuple[int, ...])
     )
 
 
-def _is_written_out(keys: jax.Array, shape: tuple[int, ...]) -> bool:
+def is_written_out(keys: jax.Array, shape: tuple[int, ...]) -> bool:
     """Whether `_normal` knows the counters that `jax.random` would use, decided when traced."""
     return (
         jax.random.key_impl(keys) == "threefry2x32"
@@ -61,16 +61,24 @@ def _normal_of_jax(
 
 
 def _normal(shape: tuple[int, ...], keys: jax.Array, data: tuple[jax.Array, ...]) -> jax.Array:
+    return normal_of(random_bits(keys, data, shape))
+
+
+def random_bits(keys: jax.Array, data: tuple[jax.Array, ...], shape: tuple[int, ...]) -> jax.Array:
+    """[B, *shape] uint32, `vmap(jax.random.bits)` after `fold_in` of every item of `data`."""
     words = jax.random.key_data(keys)
     key = words[:, 0], words[:, 1]
     for item in data:
-        key = _threefry(key, item)
+        key = _threefry(key, item.astype(jnp.uint32))
     per_key = keys.shape + (1,) * len(shape)
     high, low = _threefry((key[0].reshape(per_key), key[1].reshape(per_key)), _positions(shape))
+    return high ^ low
+
+
+def normal_of(bits: jax.Array) -> jax.Array:
+    """The float32 normal numbers that `jax.random.normal` makes of uint32 bits."""
     # 23 random bits under the exponent of 1 are uniform in [1, 2); then in (-1, 1).
-    unit = jax.lax.bitcast_convert_type(
-        (high ^ low) >> np.uint32(9) | np.uint32(0x3F800000), jnp.float32
-    )
+    unit = jax.lax.bitcast_convert_type(bits >> np.uint32(9) | np.uint32(0x3F800000), jnp.float32)
     lowest = np.nextafter(np.float32(-1), np.float32(0))
     uniform = jnp.maximum(lowest, (unit - np.float32(1)) * (np.float32(1) - lowest) + lowest)
     return np.float32(np.sqrt(2)) * jax.lax.erf_inv(uniform)
