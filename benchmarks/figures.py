@@ -37,6 +37,20 @@ def _versus(case: str, kind: str, size: str, words: str, bound: float | None) ->
     return {f"{case} {kind} {size}": Figure(case, f"{words}, {size}", bound)}
 
 
+def _versus_torch_compile(size: str) -> dict[str, Figure]:
+    lines = {
+        "run": ("DPM2 against torch.compile of the whole loop, run", 1.3),
+        "run unroll": ("the same with unroll=2", 1.3),
+        "first call": ("the same, first call of a process", 50),
+        "later call": ("the same, a first call in a process that has compiled before", None),
+    }
+    case = "torch.compile"
+    return {
+        f"{case} {size} {what}": Figure(case, f"{words}, {size}", bound)
+        for what, (words, bound) in lines.items()
+    }
+
+
 FIGURES: dict[str, Figure] = (
     _versus("diffusers", "dpm2", "64 KB", "DPM2 against diffusers", 20)
     | _versus("diffusers", "dpm2", "1 MB", "DPM2 against diffusers", 11)
@@ -44,19 +58,13 @@ FIGURES: dict[str, Figure] = (
     | _versus("k-diffusion", "dpm2", "1 MB", "DPM2 against k-diffusion", 25)
     | _versus("k-diffusion", "dpm2", "64 KB bare", "the same with the barest denoiser", None)
     | _versus("k-diffusion", "dpm2", "1 MB bare", "the same with the barest denoiser", None)
+    | _versus_torch_compile("64 KB")
+    | _versus_torch_compile("1 MB")
     | {
-        "torch.compile 64 KB run": Figure(
-            "torch.compile", "DPM2 against torch.compile of the whole loop, run, 64 KB", 1.3
-        ),
-        "torch.compile 1 MB run": Figure("torch.compile", "the same, run, 1 MB", 1.3),
-        "torch.compile 64 KB first call": Figure(
-            "torch.compile", "the same, first call, 64 KB", 50
-        ),
-        "torch.compile 1 MB first call": Figure("torch.compile", "the same, first call, 1 MB", 50),
         "copyto 64 KB": Figure("copyto", "DPM2 against 49 np.copyto, 64 KB", 1.5, False),
         "copyto 1 MB": Figure("copyto", "DPM2 against 49 np.copyto, 1 MB", 1.5, False),
-        "copyto 64 KB unroll": Figure("copyto", "the same with unroll=2, 64 KB", None, False),
-        "copyto 1 MB unroll": Figure("copyto", "the same with unroll=2, 1 MB", None, False),
+        "copyto 64 KB unroll": Figure("copyto", "the same with unroll=2, 64 KB", 1.5, False),
+        "copyto 1 MB unroll": Figure("copyto", "the same with unroll=2, 1 MB", 1.5, False),
     }
     | _versus("diffusers", "ancestral", "64 KB", "ancestral DPM2 against diffusers", 2.2)
     | _versus("diffusers", "ancestral", "1 MB", "ancestral DPM2 against diffusers", 1.5)
@@ -66,10 +74,11 @@ FIGURES: dict[str, Figure] = (
     | _versus("diffusers", "lcm", "1 MB", "LCM, 4 steps, against diffusers", 1.3)
     | {
         "dewml dpm2 run": Figure("dewml", "DPM2 against dewml, run", 1.1),
-        "dewml dpm2 run unroll": Figure("dewml", "the same with unroll=2", None),
+        "dewml dpm2 run unroll": Figure("dewml", "the same with unroll=2", 1.1),
         "dewml dpm2 first call": Figure("dewml", "DPM2 against dewml, first call", 4),
         "dewml dpm2 first call unroll": Figure("dewml", "the same with unroll=2", None),
         "dewml ancestral run": Figure("dewml", "ancestral DPM2 against dewml, run", 1.3),
+        "dewml ancestral run unroll": Figure("dewml", "the same with unroll=2", None),
         "dewml lcm run": Figure("dewml", "LCM, 4 steps, against dewml, run", 1.3),
         "dewml U-Net run": Figure("dewml-unet", "DPM2 of a small U-Net against dewml, run", 1.0),
         "dewml U-Net first call": Figure("dewml-unet", "the same, first call", 1.5),
@@ -79,17 +88,20 @@ FIGURES: dict[str, Figure] = (
         "first sample null": Figure(
             "first-sample",
             "first sample against jit(network) and one evaluation, null network",
-            None,
+            1.5,
             False,
         ),
         "first sample small U-Net": Figure("first-sample", "the same, small U-Net", 1.5, False),
-        "first sample medium U-Net": Figure("first-sample", "the same, medium U-Net", None, False),
+        "first sample medium U-Net": Figure("first-sample", "the same, medium U-Net", 1.5, False),
         "recompiles": Figure("padded", "recompiles over N = 1..100, padded schedule", 0, False),
         "padded": Figure("padded", "padded schedule against the exact scan", 1.10, False),
         "table linspace": Figure("table", "table on device against set_timesteps(25)", 15),
         "table karras": Figure("table", "the same, Karras grid", None),
         "copies": Figure("program", "full-size copies in the loops of all samplers", 0, False),
         "scratch": Figure("program", "scratch of the ancestral program, in samples", 1.1, False),
+        "scratch unroll": Figure("program", "the same with unroll=2", 1.1, False),
+        "scratch dpm2": Figure("program", "the same of DPM2", None, False),
+        "scratch lcm": Figure("program", "the same of LCM", None, False),
         "saving 64 KB": Figure("saving", "saving every step against not, 64 KB", 2.0, False),
         "saving 1 MB": Figure("saving", "saving every step against not, 1 MB", 1.6, False),
         "serving evaluations": Figure(

@@ -134,6 +134,12 @@ def k_diffusion_bare_run(x: np.ndarray, sigmas: np.ndarray, network: Any) -> Can
     return Candidate(lambda: sampling.sample_dpm_2(model, start, levels, disable=True))
 
 
+def warm_torch_compile() -> None:
+    """Pays what only the first program of a process pays: some nine seconds."""
+    torch = _need("torch")
+    torch.compile(lambda x: x + 1)(torch.zeros(8))
+
+
 def torch_compiled(x: np.ndarray, rows: Any, network: Any) -> Candidate:
     """DPM2 as one `torch.compile` program over a table of numbers; each call of it is a run.
 

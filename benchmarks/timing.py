@@ -64,6 +64,10 @@ def use_clock(name: str) -> None:
     clock = CLOCKS[name]
 
 
+def clock_name() -> str:
+    return next(name for name, function in CLOCKS.items() if function is clock)
+
+
 def timed(candidate: Candidate) -> float:
     candidate.prepare()
     began = clock()

@@ -18,7 +18,7 @@ import itertools
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -166,6 +166,23 @@ def make_request(schedule: kd.Schedule, seed: int, label: int, scale: float) -> 
     return Request(schedule, jnp.int32(0), state, key, cond)
 
 
+def make_requests(
+    total: int, samplers: Sequence[str], steps: Sequence[int], scales: Sequence[float], seed: int
+) -> list[Request]:
+    """Equal parts of all samplers and step counts, in random order, in tables of one shape."""
+    runs = [digits.digits_schedule(sampler, n) for n in steps for sampler in samplers]
+    runs = [run.pad(max(map(len, runs)), general=True) for run in runs]
+    order = np.random.default_rng(seed).permutation(total) % len(runs)
+    scale, seeds = itertools.cycle(scales), itertools.count(seed)
+    return [make_request(runs[k], next(seeds), k % 10, next(scale)) for k in order]
+
+
+def batches_of(requests: list[Request], size: int) -> list[Request]:
+    """Static batches; the last is filled up, so that it needs no program of its own."""
+    filled = [(requests[i : i + size] * size)[:size] for i in range(0, len(requests), size)]
+    return [stacked(batch) for batch in filled]
+
+
 def in_batches(denoise: Any, params: Any, batches: list[Request]) -> Iterator[Any]:
     """(number, sample) of requests in static batches, each until its longest request ends."""
     for i, b in enumerate(batches):
@@ -197,16 +214,9 @@ def main() -> None:
     denoise = lcm if is_lcm else plain if set(args.guidance) == {1.0} else guided
     _, params = unet.load(digits.LCM_WEIGHTS if is_lcm else digits.WEIGHTS)
     steps = args.steps or ([*range(1, 9)] if is_lcm else [5, 10, 20, 30])
-    runs = [digits.digits_schedule(sampler, n) for n in steps for sampler in args.sampler]
-    runs = [run.pad(max(map(len, runs)), general=True) for run in runs]
-    # Equal parts of all runs, in random order.
-    order = np.random.default_rng(args.seed).permutation(total) % len(runs)
-    scales, seeds = itertools.cycle(args.guidance), itertools.count(args.seed)
-    requests = [make_request(runs[k], next(seeds), k % 10, next(scales)) for k in order]
+    requests = make_requests(total, args.sampler, steps, args.guidance, args.seed)
     lengths = [len(request.schedule) for request in requests]
-    # The last batch is filled up, so that it needs no program of its own.
-    batches = [stacked((requests[i : i + size] * size)[:size]) for i in range(0, total, size)]
-    singles = [stacked([request]) for request in requests]
+    batches, singles = batches_of(requests, size), batches_of(requests, 1)
     x = jnp.zeros((size * (2 if denoise is guided else 1), 28, 28, 1))
     label, scale = jnp.zeros(len(x), jnp.int32), jnp.ones(len(x))
     cond = {"label": label, "scale": scale} if is_lcm else label

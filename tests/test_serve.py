@@ -17,9 +17,8 @@ import kdiff_jax as kd
 for package in ("flax", "safetensors", "matplotlib", "tqdm"):
     pytest.importorskip(package, reason="the examples need the extra 'examples'")
 
-import serve
-
 import digits
+import serve
 import unet
 
 NUM_ROWS = 19

@@ -1,0 +1,138 @@
+"""What the library does beside one run: padded tables, saving, serving, other devices."""
+
+import functools
+import logging
+from collections import deque
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import kdiff_jax as kd
+import networks
+import serve
+import unet
+from comparison import SHAPE, SHAPES, ours
+from timing import QUICK, Candidate, Effort, NotMeasured, Result, paired, record, timed
+
+SLOTS = 16
+STEPS = (5, 10, 20, 30)
+LATENTS = (8, 64, 64, networks.LATENTS)  # those of Stable Diffusion, as a batch of eight
+
+
+def padded(effort: Effort) -> dict[str, Result]:
+    """Recompiles over N = 1..100 on `schedule.pad(199)`, and its time against the exact scan."""
+    mine = ours("dpm2", SHAPE)
+    noise = kd.noise_schedule("scaled_linear")
+    longest = mine.schedule.pad(199)
+
+    def run(schedule: kd.Schedule) -> Any:
+        return kd.sample(mine.denoise, mine.params, schedule, mine.x)
+
+    def candidate(schedule: kd.Schedule) -> Candidate:
+        return Candidate(lambda: run(schedule))
+
+    exact, through = (np.asarray(run(table)) for table in (mine.schedule, longest))
+    if not np.array_equal(exact, through):
+        raise ValueError("the padded run is not the exact run; nothing to compare.")
+    compiled: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: compiled.append(record.getMessage())  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in ("jax._src.interpreters.pxla", "jax")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            for n in range(1, 101):
+                grid = (None, "karras", "exponential")[n % 3]
+                table = kd.dpm2_schedule(noise, n, grid=grid)
+                jax.block_until_ready(run(table.start_at(n // 4).pad(199)))
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    recompiled = {message for message in compiled if message.startswith("Compiling")}
+    runs = {"kdiff_jax": candidate(longest), "other": candidate(mine.schedule)}
+    return {
+        "recompiles": {"value": float(len(recompiled))},
+        "padded": record(paired(runs, effort), "kdiff_jax", "other"),
+    }
+
+
+def keep_sample(state: kd.State, prediction: kd.Prediction, row: kd.Row) -> jax.Array:
+    return state.sample
+
+
+def saving(effort: Effort) -> dict[str, Result]:
+    """`kd.sample(..., save_fn=)` that keeps every step's sample, against none."""
+    found = {}
+    for size, shape in SHAPES.items():
+        mine = ours("dpm2", shape)
+        runs = {"kdiff_jax": mine.candidate(save_fn=keep_sample), "other": mine.candidate()}
+        found[f"saving {size}"] = record(paired(runs, effort), "kdiff_jax", "other")
+    return found
+
+
+def _serving(ways: tuple[str, ...], total: int) -> dict[str, np.ndarray]:
+    """Seconds of equal parts of short and long requests to the digits network, in random order."""
+    _, params = unet.load(serve.digits.WEIGHTS)
+    requests = serve.make_requests(total, ("dpm2", "dpm2_ancestral"), STEPS, (1.0,), seed=0)
+    x = jnp.zeros((SLOTS, *requests[0].state.sample.shape))
+    labels = jnp.zeros(SLOTS, jnp.int32)
+
+    def call(way: str, requests: list[serve.Request]) -> Any:
+        if way == "bare network":
+            # As many evaluations as they would need if no slot were ever empty.
+            rows = sum(len(request.schedule) for request in requests)
+            return serve.bare_network(params, x, labels, np.int32(rows // SLOTS))
+        if way == "kdiff_jax":
+            return list(serve.serve(serve.plain, params, deque(requests), SLOTS))
+        size = 1 if way == "one at a time" else SLOTS
+        return list(serve.in_batches(serve.plain, params, serve.batches_of(requests, size)))
+
+    seconds = {}
+    for way in ("kdiff_jax", *ways):
+        call(way, requests[:SLOTS])  # compiles: not counted
+        seconds[way] = np.array([timed(Candidate(functools.partial(call, way, requests)))])
+    return seconds
+
+
+def serving(effort: Effort) -> dict[str, Result]:
+    """examples/serve.py: mixed requests against the bare network, and against static batches."""
+    total = 256 if effort.rounds > QUICK.rounds else 32
+    seconds = _serving(("static batches", "bare network"), total)
+    return {
+        # All did the same useful evaluations: the ratio of times is that of rates.
+        "serving evaluations": record(seconds, "bare network", "kdiff_jax"),
+        "serving requests": record(seconds, "static batches", "kdiff_jax"),
+    }
+
+
+def loop_against_bare(size: networks.Size, shape: tuple[int, ...], effort: Effort) -> Result:
+    """A run against its evaluations alone: a loop that feeds the network its own output."""
+    params = networks.unet_params(jax.random.key(2), size.channels)
+    mine = ours("dpm2", shape, networks.unet, params)
+
+    @jax.jit
+    def bare(params: Any, x: jax.Array, timesteps: jax.Array) -> jax.Array:
+        def body(x: jax.Array, timestep: jax.Array) -> tuple[jax.Array, None]:
+            return networks.unet(params, x, jnp.broadcast_to(timestep, x.shape[:1])), None
+
+        return jax.lax.scan(body, x, timesteps)[0]
+
+    timesteps = mine.schedule.rows.timestep
+    loop = Candidate(lambda: bare(params, mine.x, timesteps))
+    return record(
+        paired({"kdiff_jax": mine.candidate(), "other": loop}, effort), "kdiff_jax", "other"
+    )
+
+
+def on_gpu(effort: Effort) -> dict[str, Result]:
+    """The loop against the bare network, and serving against one request at a time."""
+    if jax.default_backend() == "cpu":
+        raise NotMeasured("no GPU here")
+    seconds = _serving(("one at a time",), 64)
+    return {
+        "gpu loop": loop_against_bare(networks.MEDIUM, LATENTS, effort),
+        "gpu serving": record(seconds, "one at a time", "kdiff_jax"),
+    }
