@@ -31,10 +31,18 @@ def against_diffusers(effort: Effort) -> dict[str, Result]:
     for size, shape in SHAPES.items():
         for kind in rivals.CONFIGS:
             mine = ours(kind, shape)
-            other = rivals.diffusers_run(kind, np.array(mine.x), networks.null)
-            found[f"diffusers {kind} {size}"] = versus(
-                mine.candidate(), other, effort, agree=kind == "dpm2"
-            )
+            runs = {
+                "kdiff_jax": mine.candidate(),
+                "other": rivals.diffusers_run(kind, np.array(mine.x), networks.null),
+            }
+            name = f"diffusers {kind} {size}"
+            if kind == "dpm2":
+                must_agree(*runs.values())
+                runs[f"unroll {UNROLL}"] = mine.candidate(unroll=UNROLL)
+            seconds = paired(runs, effort)
+            found[name] = record(seconds, "other", "kdiff_jax")
+            if kind == "dpm2":
+                found[f"{name} unroll"] = record(seconds, "other", f"unroll {UNROLL}")
     return found
 
 

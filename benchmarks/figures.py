@@ -34,7 +34,8 @@ class Figure(NamedTuple):
 
 
 def _versus(case: str, kind: str, size: str, words: str, bound: float | None) -> dict[str, Figure]:
-    return {f"{case} {kind} {size}": Figure(case, f"{words}, {size}", bound)}
+    shape = " ".join(size.split()[:2])
+    return {f"{case} {kind} {size}": Figure(case, f"{words}, {shape}", bound)}
 
 
 def _versus_torch_compile(size: str) -> dict[str, Figure]:
@@ -54,6 +55,8 @@ def _versus_torch_compile(size: str) -> dict[str, Figure]:
 FIGURES: dict[str, Figure] = (
     _versus("diffusers", "dpm2", "64 KB", "DPM2 against diffusers", 20)
     | _versus("diffusers", "dpm2", "1 MB", "DPM2 against diffusers", 11)
+    | _versus("diffusers", "dpm2", "64 KB unroll", "the same with unroll=2", 20)
+    | _versus("diffusers", "dpm2", "1 MB unroll", "the same with unroll=2", 11)
     | _versus("k-diffusion", "dpm2", "64 KB", "DPM2 against k-diffusion", 40)
     | _versus("k-diffusion", "dpm2", "1 MB", "DPM2 against k-diffusion", 25)
     | _versus("k-diffusion", "dpm2", "64 KB bare", "the same with the barest denoiser", None)
@@ -92,7 +95,7 @@ FIGURES: dict[str, Figure] = (
             False,
         ),
         "first sample small U-Net": Figure("first-sample", "the same, small U-Net", 1.5, False),
-        "first sample medium U-Net": Figure("first-sample", "the same, medium U-Net", 1.5, False),
+        "first sample medium U-Net": Figure("first-sample", "the same, medium U-Net", None, False),
         "recompiles": Figure("padded", "recompiles over N = 1..100, padded schedule", 0, False),
         "padded": Figure("padded", "padded schedule against the exact scan", 1.10, False),
         "table linspace": Figure("table", "table on device against set_timesteps(25)", 15),
