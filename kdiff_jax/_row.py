@@ -29,6 +29,9 @@ class Row:
       epsilon_weight: weight of the estimate of eps.
       noise_weight: weight of fresh unit Gaussian noise; 0 draws none.
       advances: bool, whether the outer step ends here, so that the anchor moves on.
+      sigma_left: the noise level on the grid that the row's outer step leaves, in the units of
+        `Schedule.sigmas`: `sigmas[step]` of the whole run, for a midpoint too.
+      sigma_reached: the level that it reaches, `sigmas[step + 1]`; 0 in the closing step.
     """
 
     index: jax.Array
@@ -42,6 +45,8 @@ class Row:
     epsilon_weight: jax.Array
     noise_weight: jax.Array
     advances: jax.Array
+    sigma_left: jax.Array
+    sigma_reached: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +76,7 @@ IDLE = {
 
 @jax.jit
 def take_row(rows: Row, i: Any) -> Row:
-    # Compiled: an eager gather of eleven leaves costs twenty times as much.
+    # Compiled: an eager gather of thirteen leaves costs twenty times as much.
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), rows)
 
 

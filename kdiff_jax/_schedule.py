@@ -304,10 +304,14 @@ def _without_padding(schedule: Schedule) -> Schedule:
 def build_schedule(
     columns: dict[str, Any], sigmas: Any, init_noise_sigma: Any, **facts: bool
 ) -> Schedule:
-    """Rounds a table's float64 columns once, to JAX's default float, and puts it on the device."""
+    """Rounds a table's float64 columns once, to JAX's default float, and puts it on the device.
+
+    The levels that the outer steps leave and reach are read from sigmas, `[N + 1]`.
+    """
     dtypes = {"index": np.int32, "step": np.int32, "timestep": np.float32, "advances": np.bool_}
     floating = jax.dtypes.canonicalize_dtype(np.float64)
-    num_rows = len(columns["index"])
+    num_rows, step = len(columns["index"]), columns["step"]
+    columns = {**columns, "sigma_left": sigmas[step], "sigma_reached": sigmas[step + 1]}
 
     def cast(value: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
         if is_traced(value):

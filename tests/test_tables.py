@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from samplers import SAMPLERS
 
 import kdiff_jax as kd
 
@@ -59,6 +60,7 @@ def expected_rows(method: str, sigmas: np.ndarray, arguments: dict[str, Any]) ->
     for i, (s0, s1) in enumerate(itertools.pairwise(sigmas)):
         down, up = split(s0, s1, eta[i])
         row = {"step": i, "sigma": s0, "anchor": 0, "denoised": 1, "epsilon": 0, "noise": 0}
+        row |= {"left": s0, "reached": s1}
         if s1 == 0:
             rows.append({**row, "advances": True})
         elif method == "euler":
@@ -109,6 +111,9 @@ def test_sigma_space_tables_match_their_closed_forms(name: str) -> None:
     for weight in ("anchor", "denoised", "epsilon", "noise"):
         column = getattr(rows, f"{weight}_weight")
         assert_column(column, [row[weight] for row in expected], weight)
+    for level in ("left", "reached"):
+        column = getattr(rows, f"sigma_{level}")
+        assert_column(column, [row[level] for row in expected], level)
     if method != "euler":  # a midpoint is told its own timestep
         told = NOISE.timestep_at(sigma[1::2])
         np.testing.assert_allclose(rows.timestep[1::2], told, rtol=1e-7, atol=1e-9)
@@ -136,6 +141,8 @@ def test_lcm_table_matches_its_closed_form(timesteps: list[int], zero_snr: bool)
         "denoised_weight": np.append(alpha[1:], 1),
         "epsilon_weight": np.zeros(count),
         "noise_weight": np.append(sigma[1:], 0),
+        "sigma_left": sigma,
+        "sigma_reached": np.append(sigma[1:], 0),
     }
     for name, values in expected.items():
         assert_column(getattr(schedule.rows, name), values, name)
@@ -266,7 +273,25 @@ def test_schedules_rows_and_states_are_immutable_pytrees() -> None:
         again = jax.tree.map(lambda leaf: leaf, value)
         assert type(again) is type(value)
         assert all(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(again))
-    assert len(jax.tree.leaves(schedule.rows)) == len(dataclasses.fields(kd.Row)) == 11
+    assert len(jax.tree.leaves(schedule.rows)) == len(dataclasses.fields(kd.Row)) == 13
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_rows_leave_and_reach_the_levels_of_the_grid_however_the_table_is_cut(steps: int) -> None:
+    for name, build in SAMPLERS.items():
+        schedule = build(steps)
+        tables = [schedule, schedule.pad(11), kd.stack([schedule, build(7)])]
+        tables += [schedule.start_at(3), schedule.start_at(3).pad(11)] if steps > 3 else []
+        for table in tables:
+            at = np.zeros(2, np.int32)
+            for i in range(table.num_rows if table.rows.index.ndim == 1 else schedule.num_rows):
+                row = jax.tree.map(lambda leaf: leaf[0], table.rows_at(at + i))
+                step = int(row.step)
+                assert row.sigma_left == schedule.sigmas[step], name
+                assert row.sigma_reached == schedule.sigmas[step + 1], name
+        idle = jax.tree.map(lambda leaf: leaf[schedule.num_rows :], tables[1].rows)
+        assert np.all(np.asarray(idle.sigma_left) == schedule.sigmas[-2]), name
+        assert not np.any(idle.sigma_reached), name
 
 
 def test_static_facts_come_from_the_builder_and_never_from_values() -> None:
