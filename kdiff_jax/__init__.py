@@ -1,5 +1,6 @@
 """Diffusion samplers for JAX: a sampler is a table, a step is one line, a trajectory one scan."""
 
+from kdiff_jax._brownian import brownian_noise as brownian_noise
 from kdiff_jax._denoise import Denoiser as Denoiser
 from kdiff_jax._denoise import Prediction as Prediction
 from kdiff_jax._denoise import clipped as clipped
@@ -13,6 +14,7 @@ from kdiff_jax._guidance import guidance_embedding as guidance_embedding
 from kdiff_jax._guidance import guided as guided
 from kdiff_jax._lcm import lcm_schedule as lcm_schedule
 from kdiff_jax._noise import add_noise as add_noise
+from kdiff_jax._noise import given_noise as given_noise
 from kdiff_jax._noise import initial_sample as initial_sample
 from kdiff_jax._noise import row_noise as row_noise
 from kdiff_jax._noise_schedule import NoiseSchedule as NoiseSchedule

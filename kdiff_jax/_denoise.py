@@ -287,10 +287,10 @@ def prediction_type_of(denoise: Any) -> str | None:
     return getattr(denoise, "prediction_type", None)
 
 
-def as_pytree(denoise: Denoise) -> Any:
+def as_pytree(function: Callable[..., Any]) -> Any:
     """A caller's own callable becomes a pytree without leaves, to cross a jit boundary."""
-    known = not jax.tree_util.all_leaves([denoise])
-    return denoise if known else jax.tree_util.Partial(denoise)
+    known = not jax.tree_util.all_leaves([function])
+    return function if known else jax.tree_util.Partial(function)
 
 
 def as_float(value: Any) -> jax.Array:

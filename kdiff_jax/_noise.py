@@ -1,7 +1,8 @@
 """Noise: the initial sample, the z of a row, clean data brought to a level; and its keys."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._checks import check_int
-from kdiff_jax._denoise import per_sample
+from kdiff_jax._denoise import column, per_sample
 from kdiff_jax._noise_schedule import state_dtype
 from kdiff_jax._random import is_written_out, normal, normal_of, random_bits
 from kdiff_jax._schedule import Row, Schedule
@@ -18,6 +19,9 @@ from kdiff_jax._schedule import Row, Schedule
 # 3 would be the step noise of row 3.
 _INITIAL_DOMAIN = 0x696E6974
 _STEP_DOMAIN = 0x73746570
+
+# noise_fn(key, row, shape) -> [B, ...]
+NoiseFn = Callable[[Any, Row, tuple[int, ...]], jax.Array]
 
 
 def initial_sample(schedule: Schedule, key: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -43,7 +47,7 @@ def initial_sample(schedule: Schedule, key: jax.Array, shape: Sequence[int]) -> 
 
     Source: `init_noise_sigma` of diffusers' schedulers.
     """
-    shape = _check_shape(shape)
+    shape = check_shape(shape)
     noise = _draw(sample_keys(key, shape[0]), jnp.int32(0), shape, _INITIAL_DOMAIN)
     # Kept apart from the sqrt(2) inside a normal number: where init_noise_sigma is a constant of
     # the program, XLA would multiply the two first, and round another way.
@@ -74,7 +78,7 @@ def row_noise(key: jax.Array, row: Row, shape: Sequence[int]) -> jax.Array:
       >>> kd.row_noise(jax.random.key(0), schedule[0], (2, 8)).shape
       (2, 8)
     """
-    shape = _check_shape(shape)
+    shape = check_shape(shape)
     return _draw(sample_keys(key, shape[0]), jnp.asarray(row.index), shape, _STEP_DOMAIN)
 
 
@@ -141,6 +145,75 @@ def add_row_noise(x: jax.Array, row: Row, keys: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, cpu=in_two, default=at_once)
 
 
+def add_noise_of(noise_fn: NoiseFn, x: jax.Array, row: Row, keys: Any) -> jax.Array:
+    """`x + noise_weight * z`, with the z that a caller's own function gives."""
+
+    def noisy(x: jax.Array) -> jax.Array:
+        z = jnp.asarray(noise_fn(keys, row, x.shape))
+        if z.shape != x.shape or not jnp.issubdtype(z.dtype, jnp.floating):
+            raise ValueError(
+                f"noise_fn returned {z.dtype}{list(z.shape)} for a sample of {x.dtype}"
+                f"{list(x.shape)}; return unit Gaussian noise of the sample's shape."
+            )
+        return x + per_sample(row.noise_weight, x) * z.astype(x.dtype)
+
+    if jnp.ndim(row.noise_weight):
+        # It is called for samples too whose row draws none, and may have none to give.
+        return jnp.where(column(row.noise_weight, x) != 0, noisy(x), x)
+    return jax.lax.cond(row.noise_weight != 0, noisy, lambda x: x, x)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GivenNoise:
+    """Made by `kd.given_noise`."""
+
+    noise: Any
+
+    def __call__(self, key: Any, row: Row, shape: Sequence[int]) -> jax.Array:
+        del key
+        if self.noise.shape[1:] != tuple(shape):
+            raise ValueError(
+                f"noise has shape {self.noise.shape} and the sample {tuple(shape)}; give "
+                "[N, B, ...], the sample's shape for every outer step."
+            )
+        samples = (jnp.arange(shape[0]),) if jnp.ndim(row.step) else ()
+        return self.noise.at[(row.step, *samples)].get(mode="fill", fill_value=jnp.nan)
+
+
+def given_noise(noise: jax.Array) -> GivenNoise:
+    """A `noise_fn` for `kd.sample` that hands out an array: `z = noise[row.step]`.
+
+    Args:
+      noise: [N, B, ...] unit Gaussian noise, one entry for each outer step of the whole run: what
+        a run cut by `start_at` leaves out is not read. The last step draws none, so N - 1
+        entries do. In a stack each sample reads the entries of its own steps.
+
+    Returns:
+      A pytree, called as `noise_fn(key, row, shape)`; the key may be None. A step past the end
+      of the array gives NaN, not the noise of another step.
+
+    Raises:
+      ValueError: an array without a step and a batch axis, or not of a floating dtype; when it is
+        used, one of another shape than the samples.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, kdiff_jax as kd
+      >>> schedule = kd.lcm_schedule(kd.noise_schedule("scaled_linear"), 4)
+      >>> denoise = kd.denoiser(lambda params, x, timestep: params * x)
+      >>> x, *noise = jax.random.normal(jax.random.key(0), (4, 2, 8))
+      >>> noise_fn = kd.given_noise(jnp.stack(noise))
+      >>> kd.sample(denoise, jnp.float32(0.1), schedule, x, noise_fn=noise_fn).shape
+      (2, 8)
+
+    Source: the `noise_sampler` arguments of k-diffusion's samplers.
+    """
+    noise = jnp.asarray(noise)
+    if noise.ndim < 2:
+        raise ValueError(f"noise has shape {noise.shape}; pass [N, B, ...], one z a step.")
+    return GivenNoise(noise.astype(state_dtype(noise)))
+
+
 def _draw(keys: jax.Array, index: jax.Array, shape: tuple[int, ...], domain: int) -> jax.Array:
     # float32 always: jax.random.normal has 128 distinct values in bfloat16.
     return normal(keys, (jnp.uint32(domain), index), shape[1:])
@@ -185,7 +258,7 @@ def _fold(key: jax.Array, batch: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
 
-def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     shape = tuple(check_int("shape", size, 0) for size in shape)
     if not shape:
         raise ValueError("shape is empty; expected (B, ...), the batch axis first.")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from kdiff_jax import _progress
 from kdiff_jax._checks import check_choice, check_int
 from kdiff_jax._denoise import Denoise, Prediction, as_pytree, column, prediction_type_of
-from kdiff_jax._noise import add_row_noise, sample_keys
+from kdiff_jax._noise import NoiseFn, add_noise_of, add_row_noise, sample_keys
 from kdiff_jax._reverse import without_reverse_mode
 from kdiff_jax._schedule import Row, Schedule, State
 from kdiff_jax._step import advance, check_sample
@@ -26,6 +26,7 @@ def sample(
     key: jax.Array | None = None,
     cond: Any = None,
     *,
+    noise_fn: NoiseFn | None = None,
     save_fn: Callable[..., Any] | None = None,
     progress: bool | str = False,
     unroll: int = 1,
@@ -45,6 +46,11 @@ def sample(
       x: [B, ...] the sample at the level of `schedule[0]`, from `initial_sample` or `add_noise`.
       key: one key, or [B] keys, one a sample; None where the schedule draws no noise.
       cond: any pytree, handed to the network: labels, embeddings.
+      noise_fn: `noise_fn(key, row, shape) -> [B, ...]` unit Gaussian noise, in place of
+        `kd.row_noise`: `kd.brownian_noise()`, `kd.given_noise(array)`, or a function of your
+        own, kept one as for model_fn. It is called in rows that draw noise, with [B] keys (None
+        where key is None) and the shape of x; a row's leaves are scalars, or [B] in a stack,
+        where what it gives to samples that draw none is not used.
       save_fn: `save_fn(state, prediction, row) -> pytree`, called at the end of each outer step
         with the state after it, and the prediction and row of its last evaluation. Keep one
         function, as for model_fn.
@@ -65,11 +71,12 @@ def sample(
       that of the padded table, and the entries past the real end are zeros.
 
     Raises:
-      ValueError: no key for a stochastic schedule; an epsilon network on a schedule with zero
-        terminal SNR; a sample without a batch axis or not of a floating dtype; a stack of another
-        number of tables than samples, or with save_fn; unroll that is no positive integer; an
-        unknown remat; either of these two with a padded schedule, whose loop is no scan and has
-        no reverse mode (differentiating it says so too; forward mode works).
+      ValueError: neither key nor noise_fn for a stochastic schedule; a noise_fn for one that
+        draws no noise, or one that returns another shape; an epsilon network on a schedule with
+        zero terminal SNR; a sample without a batch axis or not of a floating dtype; a stack of
+        another number of tables than samples, or with save_fn; unroll that is no positive
+        integer; an unknown remat; either of these two with a padded schedule, whose loop is no
+        scan and has no reverse mode (differentiating it says so too; forward mode works).
       ImportError: progress without tqdm.
 
     Example:
@@ -87,11 +94,23 @@ def sample(
 
     Source: the loops of `sample_dpm_2(_ancestral)` of k-diffusion and of diffusers' pipelines.
     """
-    if key is None and not schedule.deterministic:
+    if key is None and noise_fn is None and not schedule.deterministic:
         raise ValueError(
             "this schedule draws noise and sample was given no key; pass key=jax.random.key(seed) "
             "or [B] keys, one a sample."
         )
+    if noise_fn is not None:
+        if not callable(noise_fn):
+            raise ValueError(
+                f"noise_fn = {noise_fn!r} is not callable; pass a function noise_fn(key, row, "
+                "shape), or kd.given_noise(array)."
+            )
+        if schedule.deterministic:
+            raise ValueError(
+                "noise_fn was given with a schedule that draws no noise, so nothing would call "
+                "it; leave it out, or take a schedule that does: dpm2_ancestral_schedule, "
+                "euler_schedule with an eta, lcm_schedule."
+            )
     if schedule.zero_terminal_snr and prediction_type_of(denoise) == "epsilon":
         raise ValueError(
             "prediction_type='epsilon' says nothing about x0 where rescale_zero_terminal_snr=True "
@@ -102,11 +121,11 @@ def sample(
     unroll = check_int("unroll", unroll, 1)
     check_choice("remat", remat, ("none", "rows", "segments"))
     _check_loop(schedule, x, save_fn, unroll, remat)
-    keys = None if schedule.deterministic else sample_keys(key, x.shape[0])
-    save_fn = None if save_fn is None else as_pytree(save_fn)
+    keys = None if schedule.deterministic or key is None else sample_keys(key, x.shape[0])
+    noise_fn, save_fn = (None if f is None else as_pytree(f) for f in (noise_fn, save_fn))
     bar = _progress.begin(progress)
-    call = functools.partial(_sample, as_pytree(denoise), params, schedule, x, keys, cond, save_fn)
-    run = functools.partial(call, bar, unroll=unroll, remat=remat)
+    call = functools.partial(_sample, as_pytree(denoise), params, schedule, x, keys, cond)
+    run = functools.partial(call, noise_fn, save_fn, bar, unroll=unroll, remat=remat)
     return run() if bar is None else _progress.watch(bar, run)
 
 
@@ -144,6 +163,7 @@ def _sample(
     x: jax.Array,
     keys: Any,
     cond: Any,
+    noise_fn: Any,
     save_fn: Any,
     bar: Any,
     *,
@@ -166,7 +186,8 @@ def _sample(
         x = loop.state.sample
         prediction = (_evaluate if in_pairs else _call)(denoise, params, x, row, cond)
         noiseless = schedule.deterministic or reads == "denoised"
-        add_noise = None if noiseless else functools.partial(add_row_noise, row=row, keys=keys)
+        draw = add_row_noise if noise_fn is None else functools.partial(add_noise_of, noise_fn)
+        add_noise = None if noiseless else functools.partial(draw, row=row, keys=keys)
         state = advance(loop.state, row, prediction, add_noise, reads)
         if stacked and length is not None:
             state = _where(loop.done < length, state, loop.state)
