@@ -10,6 +10,15 @@ from kdiff_jax._denoise import thresholded as thresholded
 from kdiff_jax._dpm2 import dpm2_ancestral_schedule as dpm2_ancestral_schedule
 from kdiff_jax._dpm2 import dpm2_schedule as dpm2_schedule
 from kdiff_jax._euler import euler_schedule as euler_schedule
+from kdiff_jax._grids import align_your_steps_sigmas as align_your_steps_sigmas
+from kdiff_jax._grids import beta_sigmas as beta_sigmas
+from kdiff_jax._grids import exponential_sigmas as exponential_sigmas
+from kdiff_jax._grids import karras_sigmas as karras_sigmas
+from kdiff_jax._grids import kl_optimal_sigmas as kl_optimal_sigmas
+from kdiff_jax._grids import laplace_sigmas as laplace_sigmas
+from kdiff_jax._grids import linear_quadratic_sigmas as linear_quadratic_sigmas
+from kdiff_jax._grids import polyexponential_sigmas as polyexponential_sigmas
+from kdiff_jax._grids import vp_sigmas as vp_sigmas
 from kdiff_jax._guidance import guidance_embedding as guidance_embedding
 from kdiff_jax._guidance import guided as guided
 from kdiff_jax._lcm import lcm_schedule as lcm_schedule
@@ -26,5 +35,6 @@ from kdiff_jax._schedule import Schedule as Schedule
 from kdiff_jax._stack import stack as stack
 from kdiff_jax._step import init as init
 from kdiff_jax._step import step as step
+from kdiff_jax._timestep_grids import beta_timesteps as beta_timesteps
 
 __version__ = "0.1.0"

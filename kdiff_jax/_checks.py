@@ -93,3 +93,16 @@ def check_vector(name: str, value: Any) -> np.ndarray:
             f"{name} holds a NaN or an infinity: {value!r}; every entry must be finite."
         )
     return vector
+
+
+def check_sigmas(name: str, sigmas: Any) -> np.ndarray:
+    """Strictly descending positive levels, [N] float64, without the closing 0 they may end in."""
+    levels = check_vector(name, sigmas)
+    # k-diffusion's grids carry their closing 0, diffusers' do not: both say the same grid.
+    levels = levels[:-1] if levels[-1] == 0 else levels
+    if levels.size == 0 or levels.min() <= 0 or np.any(np.diff(levels) >= 0):
+        raise ValueError(
+            f"{name} = {np.asarray(sigmas).tolist()} is no grid; expected strictly descending "
+            "positive noise levels (a closing 0 may end them)."
+        )
+    return levels

@@ -22,7 +22,7 @@ from kdiff_jax._schedule import Schedule, build_schedule
 from kdiff_jax._spacing import Grid, inference_grid
 
 
-def _fill(noise: NoiseSchedule, grid: Grid, eta: Any, s_noise: Any, deterministic: bool):
+def _fill(grid: Grid, eta: Any, s_noise: Any, deterministic: bool) -> Schedule:
     s_down, s_up = ancestral_split(grid.sigmas, eta, s_noise)
     xp, s0, timestep, s_down, s_up = common_namespace(grid.sigmas, grid.timesteps, s_down, s_up)
     sm = xp.sqrt(s0[:-1] * s_down)
@@ -38,7 +38,7 @@ def _fill(noise: NoiseSchedule, grid: Grid, eta: Any, s_noise: Any, deterministi
     columns = {
         "index": np.arange(num_rows),
         "step": np.arange(num_rows) // 2,
-        "timestep": rows(timestep[:-1], noise.timestep_at(sm), timestep[-1]),
+        "timestep": rows(timestep[:-1], grid.timestep_at(sm), timestep[-1]),
         "alpha": 1.0,
         "sigma": sigma,
         "input_scale": 1 / xp.sqrt(1 + sigma**2),
@@ -56,22 +56,24 @@ def _fill(noise: NoiseSchedule, grid: Grid, eta: Any, s_noise: Any, deterministi
         deterministic=deterministic,
         unit_alpha=True,
         alternating=True,
+        zero_terminal_snr=grid.zero_terminal_snr,
     )
 
 
 def dpm2_schedule(
-    noise: NoiseSchedule,
+    noise: NoiseSchedule | None,
     num_steps: int | None = None,
     *,
     timestep_spacing: str = "linspace",
     steps_offset: int = 0,
     grid: str | None = None,
-    rho: Any = 7.0,
+    rho: Any = None,
     sigma_min: Any = None,
     sigma_max: Any = None,
     timesteps: Sequence[float] | np.ndarray | None = None,
     sigmas: Sequence[float] | np.ndarray | None = None,
     round_timesteps: bool = False,
+    discard_penultimate: bool = False,
 ) -> Schedule:
     """DPM-Solver-2, second order and without noise: N steps cost 2N - 1 evaluations.
 
@@ -79,20 +81,28 @@ def dpm2_schedule(
     `x_m = D + sm * epsilon`, then `x_next = x + (s1 - s0) * epsilon_m`; the last step is `D`.
 
     Args:
-      noise: the noise levels of training.
+      noise: the noise levels of training. One with zero terminal SNR ends in abar = 2**-24, a
+        sigma of 4096, as in diffusers' Euler. None: the network is told sigma as its timestep.
       num_steps: N; left out where timesteps or sigmas are given.
       timestep_spacing: "linspace" (N values from T - 1 to 0), "leading" or "trailing"; "leading"
         also makes init_noise_sigma `sqrt(sigma_max^2 + 1)` instead of sigma_max.
       steps_offset: added to the timesteps of "leading".
-      grid: None takes the sigmas of those timesteps; "karras", "exponential" and "beta" run from
-        the first to the last of them in their own spacing.
-      rho: the exponent of a Karras grid.
-      sigma_min, sigma_max: ends of such a grid in place of those of the timestep spacing. These
-        three may be traced, for sweeps and gradients.
+      grid: None takes the sigmas of those timesteps. "karras", "exponential", "polyexponential",
+        "vp", "beta", "kl_optimal" and "laplace" run from the first to the last of them in their
+        own spacing, "linear_quadratic" from the first to 0: see `kd.karras_sigmas` and so on,
+        whose result with other parameters goes into sigmas. "normal", "simple", "sgm_uniform",
+        "ddim_uniform" and "beta_timesteps" have timesteps of their own, as in ComfyUI: even ones
+        from T - 1 to 0, `T - 1 - floor(i T / N)`, even ones without the last 0,
+        `1 + i (T // N)`, and `kd.beta_timesteps`.
+      rho: the exponent of a Karras (7 by default) or polyexponential (1) grid.
+      sigma_min, sigma_max: ends of a grid in place of those of the timestep spacing; needed where
+        noise is None. These three may be traced, for sweeps and gradients.
       timesteps: training timesteps, strictly descending, whole or fractional, used verbatim.
       sigmas: noise levels, strictly descending, used verbatim; a closing 0 may end them.
       round_timesteps: round the timesteps of grid points, not of midpoints, as diffusers does on
         a Karras grid; the sigmas stay, so the network is told a level that is slightly off.
+      discard_penultimate: build the grid of N + 1 steps and leave out its last level before 0, as
+        ComfyUI does for DPM2; N steps are left.
 
     Returns:
       A Schedule of 2N - 1 rows.
@@ -100,7 +110,7 @@ def dpm2_schedule(
     Raises:
       ValueError: N that is no positive integer, unknown names, two grids at once, leading or
         trailing with N > T, an offset past T - 1, ends in the wrong order, lists that do not
-        descend, a noise schedule with zero terminal SNR.
+        descend, noise=None with anything that needs training timesteps.
 
     Example:
       >>> import kdiff_jax as kd
@@ -122,12 +132,13 @@ def dpm2_schedule(
         timesteps=timesteps,
         sigmas=sigmas,
         round_timesteps=round_timesteps,
+        discard_penultimate=discard_penultimate,
     )
-    return _fill(noise, levels, eta=0.0, s_noise=0.0, deterministic=True)
+    return _fill(levels, eta=0.0, s_noise=0.0, deterministic=True)
 
 
 def dpm2_ancestral_schedule(
-    noise: NoiseSchedule,
+    noise: NoiseSchedule | None,
     num_steps: int | None = None,
     *,
     eta: Any = 1.0,
@@ -135,12 +146,13 @@ def dpm2_ancestral_schedule(
     timestep_spacing: str = "linspace",
     steps_offset: int = 0,
     grid: str | None = None,
-    rho: Any = 7.0,
+    rho: Any = None,
     sigma_min: Any = None,
     sigma_max: Any = None,
     timesteps: Sequence[float] | np.ndarray | None = None,
     sigmas: Sequence[float] | np.ndarray | None = None,
     round_timesteps: bool = False,
+    discard_penultimate: bool = False,
 ) -> Schedule:
     """Ancestral DPM-Solver-2: down to sigma_down by DPM2, then noise up to the grid again.
 
@@ -150,12 +162,12 @@ def dpm2_ancestral_schedule(
     eta = 0 gives the table of `dpm2_schedule`; the last step draws no noise.
 
     Args:
-      noise: the noise levels of training.
+      noise: as for `dpm2_schedule`, zero terminal SNR and None included.
       num_steps: N; left out where timesteps or sigmas are given.
       eta: scalar or [N], 0 to below `1 / sqrt(q)` of every step; may be traced.
       s_noise: scalar or [N], multiplies the noise; may be traced.
       timestep_spacing, steps_offset, grid, rho, sigma_min, sigma_max, timesteps, sigmas,
-        round_timesteps: as for `dpm2_schedule`.
+        round_timesteps, discard_penultimate: as for `dpm2_schedule`.
 
     Returns:
       A Schedule of 2N - 1 rows; stochastic whatever eta is, so that tables with another eta
@@ -184,5 +196,6 @@ def dpm2_ancestral_schedule(
         timesteps=timesteps,
         sigmas=sigmas,
         round_timesteps=round_timesteps,
+        discard_penultimate=discard_penultimate,
     )
-    return _fill(noise, levels, eta=eta, s_noise=s_noise, deterministic=False)
+    return _fill(levels, eta=eta, s_noise=s_noise, deterministic=False)

@@ -19,7 +19,7 @@ from kdiff_jax._spacing import inference_grid
 
 
 def euler_schedule(
-    noise: NoiseSchedule,
+    noise: NoiseSchedule | None,
     num_steps: int | None = None,
     *,
     eta: Any = None,
@@ -27,12 +27,13 @@ def euler_schedule(
     timestep_spacing: str = "linspace",
     steps_offset: int = 0,
     grid: str | None = None,
-    rho: Any = 7.0,
+    rho: Any = None,
     sigma_min: Any = None,
     sigma_max: Any = None,
     timesteps: Sequence[float] | np.ndarray | None = None,
     sigmas: Sequence[float] | np.ndarray | None = None,
     round_timesteps: bool = False,
+    discard_penultimate: bool = False,
 ) -> Schedule:
     """Euler's method: N steps cost N evaluations; with an eta it is Euler ancestral.
 
@@ -40,13 +41,13 @@ def euler_schedule(
     in `dpm2_ancestral_schedule` and no noise in the closing step.
 
     Args:
-      noise: the noise levels of training.
+      noise: as for `dpm2_schedule`, zero terminal SNR and None included.
       num_steps: N; left out where timesteps or sigmas are given.
       eta: scalar or [N], how much of each step is noise; None, the default, promises a table
         without noise, whereas eta = 0 is one value of a table that may have some.
       s_noise: scalar or [N], multiplies the noise.
       timestep_spacing, steps_offset, grid, rho, sigma_min, sigma_max, timesteps, sigmas,
-        round_timesteps: as for `dpm2_schedule`.
+        round_timesteps, discard_penultimate: as for `dpm2_schedule`.
 
     Returns:
       A Schedule of N rows; stochastic where eta is given, whatever its value.
@@ -62,7 +63,7 @@ def euler_schedule(
 
     Source: Karras et al. 2022 (arXiv:2206.00364); `sample_euler(_ancestral)` of k-diffusion.
     """
-    s0, timestep, init_noise_sigma = inference_grid(
+    levels = inference_grid(
         noise,
         num_steps,
         timestep_spacing=timestep_spacing,
@@ -74,13 +75,14 @@ def euler_schedule(
         timesteps=timesteps,
         sigmas=sigmas,
         round_timesteps=round_timesteps,
+        discard_penultimate=discard_penultimate,
     )
-    s_down, s_up = ancestral_split(s0, 0.0 if eta is None else eta, s_noise)
-    xp, s0, s_down, s_up, end = common_namespace(s0, s_down, s_up, np.zeros(1))
+    s_down, s_up = ancestral_split(levels.sigmas, 0.0 if eta is None else eta, s_noise)
+    xp, s0, s_down, s_up, end = common_namespace(levels.sigmas, s_down, s_up, np.zeros(1))
     columns = {
         "index": np.arange(len(s0)),
         "step": np.arange(len(s0)),
-        "timestep": timestep,
+        "timestep": levels.timesteps,
         "alpha": 1.0,
         "sigma": s0,
         "input_scale": 1 / xp.sqrt(1 + s0**2),
@@ -93,8 +95,9 @@ def euler_schedule(
     return build_schedule(
         columns,
         xp.concatenate([s0, end]),
-        init_noise_sigma,
+        levels.init_noise_sigma,
         deterministic=eta is None,
         anchorless=True,
         unit_alpha=True,
+        zero_terminal_snr=levels.zero_terminal_snr,
     )

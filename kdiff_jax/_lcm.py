@@ -14,15 +14,16 @@ import numpy as np
 from kdiff_jax._checks import common_namespace
 from kdiff_jax._noise_schedule import NoiseSchedule, vp_levels
 from kdiff_jax._schedule import Schedule, build_schedule
-from kdiff_jax._spacing import lcm_timesteps
+from kdiff_jax._spacing import kept_steps, lcm_timesteps, verbatim_sigmas
 
 
 def lcm_schedule(
-    noise: NoiseSchedule,
+    noise: NoiseSchedule | None,
     num_steps: int | None = None,
     *,
     original_steps: int = 50,
     timesteps: Sequence[int] | np.ndarray | None = None,
+    sigmas: Sequence[float] | np.ndarray | None = None,
     strength: float = 1.0,
 ) -> Schedule:
     """Latent-consistency sampling: N steps cost N evaluations, typically 1 to 8.
@@ -32,20 +33,24 @@ def lcm_schedule(
     at `floor(linspace(0, len, N, endpoint=False))` from its top.
 
     Args:
-      noise: the noise levels of training.
+      noise: the noise levels of training; None with sigmas: the network is told sigma.
       num_steps: N, at most the timesteps that the grid holds below the strength.
       original_steps: the steps of the teacher that the network was distilled from.
       timesteps: [N] whole training timesteps, strictly descending, in place of num_steps; on the
         distillation grid or off it. With a strength below 1 the first ones are dropped.
+      sigmas: [N] noise over signal, as `noise.sigmas` and k-diffusion have it, strictly
+        descending, used verbatim in place of num_steps and timesteps; a closing 0 may end them.
+        The timesteps that belong to them may be fractional. May be traced. With a strength below
+        1 the first ones are dropped.
       strength: in (0, 1], the share of the grid that is run, for image-to-image.
 
     Returns:
       A Schedule of N rows; the last is noiseless by its place. init_noise_sigma is 1.
 
     Raises:
-      ValueError: both or neither of num_steps and timesteps; timesteps that are empty,
-        fractional, negative, at or past T, or not descending; strength outside (0, 1] or leaving
-        nothing; more steps than the grid holds.
+      ValueError: not exactly one of num_steps, timesteps and sigmas; timesteps that are empty,
+        fractional, negative, at or past T, or not descending, or such sigmas; strength outside
+        (0, 1] or leaving nothing; more steps than the grid holds; noise None without sigmas.
 
     Example:
       >>> import kdiff_jax as kd
@@ -55,9 +60,24 @@ def lcm_schedule(
 
     Source: Luo et al. 2023 (arXiv:2310.04378), Algorithm 3; `LCMScheduler` of diffusers.
     """
-    steps = lcm_timesteps(noise.num_train_timesteps, num_steps, original_steps, timesteps, strength)
-    xp, levels = common_namespace(noise.sigmas)
-    alpha, sigma = (level[steps] for level in vp_levels(levels, xp))
+    if sigmas is not None:
+        if num_steps is not None or timesteps is not None:
+            raise ValueError(
+                f"num_steps = {num_steps} and timesteps = {timesteps} were given with sigmas, "
+                "which say all of it; give exactly one of the three."
+            )
+        levels, steps = verbatim_sigmas(noise, sigmas)
+        kept = kept_steps(len(levels), strength, "sigmas")
+        levels, steps = levels[-kept:], steps[-kept:]
+    elif noise is None:
+        raise ValueError("noise = None has no timesteps to choose from; give sigmas=[...].")
+    else:
+        steps = lcm_timesteps(
+            noise.num_train_timesteps, num_steps, original_steps, timesteps, strength
+        )
+        levels = noise.sigmas[steps]
+    xp, levels = common_namespace(levels)
+    alpha, sigma = vp_levels(levels, xp)
     columns = {
         "index": np.arange(len(steps)),
         "step": np.arange(len(steps)),
@@ -76,5 +96,5 @@ def lcm_schedule(
         xp.concatenate([sigma, xp.zeros(1, sigma.dtype)]),
         1.0,
         anchorless=True,
-        zero_terminal_snr=noise.zero_terminal_snr,
+        zero_terminal_snr=noise is not None and noise.zero_terminal_snr,
     )

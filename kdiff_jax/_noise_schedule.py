@@ -1,7 +1,7 @@
 """The noise levels that a network was trained on: betas, alphas_cumprod, sigma <-> timestep."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -186,6 +186,25 @@ def vp_levels(sigmas: Any, xp: Any) -> tuple[Any, Any]:
     return 1 / xp.sqrt(1 + sigmas**2), 1 / xp.sqrt(1 + sigmas**-2.0)
 
 
+def finite_sigmas(noise: NoiseSchedule) -> NoiseSchedule:
+    """The same levels, but with a last one that x0 + sigma * eps can have: `abar = 2**-24` for 0.
+
+    That is a sigma of 4096, as diffusers' EulerDiscreteScheduler has it. Where the level before
+    the last is there already, a quarter of its abar, so that sigma still rises.
+    """
+    if not noise.zero_terminal_snr:
+        return noise
+    xp, abar, sigmas = common_namespace(noise.alphas_cumprod, noise.sigmas)
+    before = abar[-2:-1]
+    floor = xp.where(before > 2.0**-24, 2.0**-24, before / 4)
+    last = xp.sqrt((1 - floor) / floor)
+    return replace(
+        noise,
+        alphas_cumprod=xp.concatenate([abar[:-1], floor]),
+        sigmas=xp.concatenate([sigmas[:-1], last]),
+    )
+
+
 def state_dtype(x: jax.Array) -> Any:
     """The dtype that a sample is kept in: float32 at least, float64 stays."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -214,6 +233,7 @@ def noise_schedule(
       beta_end: the last beta, in (0, 1).
       trained_betas: [T] betas given one by one, in (0, 1); they replace the named schedule.
       rescale_zero_terminal_snr: shift and scale sqrt(abar) so that the last one is exactly 0.
+        DPM2 and Euler, which need a finite sigma there, take it as 2**-24.
 
     Returns:
       A NoiseSchedule.

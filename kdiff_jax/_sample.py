@@ -114,8 +114,8 @@ def sample(
     if schedule.zero_terminal_snr and prediction_type_of(denoise) == "epsilon":
         raise ValueError(
             "prediction_type='epsilon' says nothing about x0 where rescale_zero_terminal_snr=True "
-            "leaves no signal (alpha = 0); use a v_prediction or sample network, or a noise "
-            "schedule without the rescaling."
+            "leaves no signal (alpha = 0 or next to it); use a v_prediction or sample network, or "
+            "a noise schedule without the rescaling."
         )
     x = check_sample(x)
     unroll = check_int("unroll", unroll, 1)

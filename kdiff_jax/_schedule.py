@@ -39,7 +39,8 @@ class Schedule:
       alternating: rows come in pairs, a midpoint `D + ...` and a landing `anchor + ...`, and one
         more, `D + ...`, is the last. Clear it where you edit those weights:
         an even `unroll` does not read them.
-      zero_terminal_snr: the first row may hold no signal at all (alpha = 0).
+      zero_terminal_snr: the first row may hold no signal at all (alpha = 0), or for DPM2 and
+        Euler next to none (sigma = 4096); refused for an epsilon network.
     """
 
     rows: Row

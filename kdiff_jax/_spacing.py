@@ -1,24 +1,44 @@
 """Inference grids: which noise levels a run visits, as (sigmas, timesteps) of its N steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from scipy.special import betaincinv
 
 from kdiff_jax._checks import (
     check_choice,
     check_int,
-    check_number,
+    check_sigmas,
     check_vector,
     common_namespace,
     is_traced,
     share,
 )
-from kdiff_jax._noise_schedule import NoiseSchedule
+from kdiff_jax._grids import (
+    beta_sigmas,
+    exponential_sigmas,
+    karras_sigmas,
+    kl_optimal_sigmas,
+    laplace_sigmas,
+    linear_quadratic_sigmas,
+    polyexponential_sigmas,
+    vp_sigmas,
+)
+from kdiff_jax._noise_schedule import NoiseSchedule, finite_sigmas
+from kdiff_jax._timestep_grids import TIMESTEP_GRIDS, grid_timesteps
 
 SPACINGS = ("linspace", "leading", "trailing")
-GRIDS = (None, "karras", "exponential", "beta")
+# Grids between two levels, by the formula; and those of _timestep_grids, by the training table.
+BETWEEN_ENDS = {
+    "exponential": exponential_sigmas,
+    "vp": vp_sigmas,
+    "beta": beta_sigmas,
+    "kl_optimal": kl_optimal_sigmas,
+    "laplace": laplace_sigmas,
+}
+SIGMA_GRIDS = ("karras", "polyexponential", "linear_quadratic", *BETWEEN_ENDS)
+GRIDS = (None, *SIGMA_GRIDS, *TIMESTEP_GRIDS)
 
 
 class Grid(NamedTuple):
@@ -27,6 +47,8 @@ class Grid(NamedTuple):
     sigmas: Any
     timesteps: Any
     init_noise_sigma: Any
+    timestep_at: Callable[[Any], Any]  # what the network is told of a level between them
+    zero_terminal_snr: bool
 
 
 def spaced_timesteps(
@@ -67,33 +89,8 @@ def spaced_timesteps(
     return np.round(descent) - 1
 
 
-def karras_sigmas(num_steps: int, sigma_min: Any, sigma_max: Any, rho: Any) -> Any:
-    """`(max^(1/rho) + i/(N-1) (min^(1/rho) - max^(1/rho)))^rho`: Karras et al. 2022, eq. 5."""
-    _, low, high, rho, ramp = common_namespace(
-        sigma_min, sigma_max, rho, np.linspace(0, 1, num_steps)
-    )
-    first, last = high ** (1 / rho), low ** (1 / rho)
-    return (first + ramp * (last - first)) ** rho
-
-
-def exponential_sigmas(num_steps: int, sigma_min: Any, sigma_max: Any) -> Any:
-    """Evenly spaced in log sigma: `get_sigmas_exponential` of k-diffusion."""
-    xp, low, high, ramp = common_namespace(sigma_min, sigma_max, np.linspace(0, 1, num_steps))
-    return xp.exp(xp.log(high) + ramp * (xp.log(low) - xp.log(high)))
-
-
-def beta_sigmas(num_steps: int, sigma_min: Any, sigma_max: Any) -> Any:
-    """Quantiles of Beta(0.6, 0.6) laid over sigma: Lee et al. 2024 (arXiv:2407.12173).
-
-    The quantiles depend on N alone and are always taken on the host: JAX has no betaincinv.
-    """
-    quantiles = betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, num_steps))
-    _, low, high, quantiles = common_namespace(sigma_min, sigma_max, quantiles)
-    return low + quantiles * (high - low)
-
-
 def inference_grid(
-    noise: NoiseSchedule,
+    noise: NoiseSchedule | None,
     num_steps: int | None,
     *,
     timestep_spacing: str,
@@ -105,29 +102,27 @@ def inference_grid(
     timesteps: Sequence[float] | np.ndarray | None,
     sigmas: Sequence[float] | np.ndarray | None,
     round_timesteps: bool,
+    discard_penultimate: bool,
 ) -> Grid:
     """The grid that the arguments of a k-diffusion schedule ask for."""
     check_choice("timestep_spacing", timestep_spacing, SPACINGS)
     check_choice("grid", grid, GRIDS)
     check_int("steps_offset", steps_offset, 0)
-    if noise.zero_terminal_snr:
-        raise ValueError(
-            "the noise schedule has zero terminal SNR (rescale_zero_terminal_snr=True), so sigma "
-            "is infinite at its last timestep and x0 + sigma * eps does not exist there; build it "
-            "without the rescaling, or use lcm_schedule with v_prediction or sample."
-        )
-    if not is_traced(rho) and rho != 7.0 and grid != "karras":
-        raise ValueError(f"rho = {rho} shapes a Karras grid only, got grid={grid!r}; drop rho.")
-    given = {"grid": grid, "sigma_min": sigma_min, "sigma_max": sigma_max}
+    ends = {"sigma_min": sigma_min, "sigma_max": sigma_max}
+    given = {"grid": grid, **ends, "timesteps": timesteps, "sigmas": sigmas}
+    given |= {"discard_penultimate": discard_penultimate or None}
+    named = [name for name, value in given.items() if value is not None]
+    _check_together(given, rho, timestep_spacing, steps_offset)
+    if noise is None:
+        _check_without_noise(given, timestep_spacing, steps_offset, round_timesteps)
+        timestep_at: Callable[[Any], Any] = _itself
+    else:
+        noise = finite_sigmas(noise)
+        timestep_at = noise.timestep_at
     if timesteps is not None or sigmas is not None:
-        given |= {"timesteps": timesteps, "sigmas": sigmas}
-        named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} were given, and each makes a grid; give one.")
-        if timesteps is not None:
-            levels, steps = _verbatim_timesteps(noise, timesteps)
-        else:
-            levels, steps = _verbatim_sigmas(noise, sigmas)
+        levels, steps = _verbatim(noise, timesteps, sigmas)
         if num_steps is not None and check_int("num_steps", num_steps, 1) != len(levels):
             raise ValueError(
                 f"num_steps = {num_steps} and {named[0]} holds {len(levels)} steps; leave "
@@ -138,42 +133,124 @@ def inference_grid(
             raise ValueError(
                 "num_steps is missing; give it, or timesteps=[...] or sigmas=[...] to use verbatim."
             )
-        if grid is None and (sigma_min is not None or sigma_max is not None):
-            raise ValueError(
-                f"sigma_min = {sigma_min} and sigma_max = {sigma_max} bound the grids 'karras', "
-                "'exponential' and 'beta' only; name one with grid=..., or drop them."
-            )
-        steps = spaced_timesteps(
-            noise.num_train_timesteps, num_steps, timestep_spacing, steps_offset
-        )
-        levels = noise.sigma_at(steps)
-        if grid is not None:
-            levels = _shaped_sigmas(grid, levels, rho, sigma_min, sigma_max)
-            steps = noise.timestep_at(levels)
+        # The last one before the 0 is dropped again, so that N stays N.
+        count = check_int("num_steps", num_steps, 1) + bool(discard_penultimate)
+        levels, steps = _levels(noise, count, grid, rho, ends, timestep_spacing, steps_offset)
+        levels, steps = levels[:num_steps], steps[:num_steps]
     if round_timesteps:
         steps = steps.round()
     xp, start = common_namespace(levels[0])
-    return Grid(levels, steps, xp.sqrt(start**2 + 1) if timestep_spacing == "leading" else start)
+    init_noise_sigma = xp.sqrt(start**2 + 1) if timestep_spacing == "leading" else start
+    no_signal = noise is not None and noise.zero_terminal_snr
+    return Grid(levels, steps, init_noise_sigma, timestep_at, no_signal)
 
 
-def _shaped_sigmas(grid: str, levels: Any, rho: Any, sigma_min: Any, sigma_max: Any) -> Any:
-    low = levels[-1] if sigma_min is None else check_number("sigma_min", sigma_min, above=0)
-    high = levels[0] if sigma_max is None else check_number("sigma_max", sigma_max, above=0)
-    rho = check_number("rho", rho, above=0)
-    num_steps = levels.shape[0]
-    if num_steps > 1 and not is_traced(low, high) and not low < high:
+def _itself(sigma: Any) -> Any:
+    return sigma
+
+
+def _check_together(
+    given: dict[str, Any], rho: Any, timestep_spacing: str, steps_offset: int
+) -> None:
+    grid, low, high = given["grid"], given["sigma_min"], given["sigma_max"]
+    shapes = grid in ("karras", "polyexponential")
+    # 7, Karras' own, may be passed along with any grid.
+    if not shapes and rho is not None and (is_traced(rho) or rho != 7):
         raise ValueError(
-            f"sigma_min = {low} is not below sigma_max = {high}; the grid runs down from "
-            "sigma_max to sigma_min (what is not given comes from the training range)."
+            f"rho = {rho} shapes the grids 'karras' and 'polyexponential' only, got "
+            f"grid={grid!r}; drop rho."
         )
-    if grid == "karras":
-        return karras_sigmas(num_steps, low, high, rho)
-    if grid == "exponential":
-        return exponential_sigmas(num_steps, low, high)
-    return beta_sigmas(num_steps, low, high)
+    bounded = grid in SIGMA_GRIDS or given["timesteps"] is not None or given["sigmas"] is not None
+    if not bounded and (low is not None or high is not None):
+        raise ValueError(
+            f"sigma_min = {low} and sigma_max = {high} bound the grids {', '.join(SIGMA_GRIDS)} "
+            f"only, got grid={grid!r}; name one of them with grid=..., or drop the ends."
+        )
+    if grid == "linear_quadratic" and low is not None:
+        raise ValueError(
+            f"sigma_min = {low} was given to grid='linear_quadratic', which runs into its closing "
+            "0; drop it."
+        )
+    if grid in TIMESTEP_GRIDS and (timestep_spacing != "linspace" or steps_offset != 0):
+        raise ValueError(
+            f"timestep_spacing={timestep_spacing!r} and steps_offset = {steps_offset} were given "
+            f"to grid={grid!r}, which has timesteps of its own; drop them, or the grid."
+        )
 
 
-def _verbatim_timesteps(noise: NoiseSchedule, timesteps: Any) -> tuple[Any, Any]:
+def _check_without_noise(
+    given: dict[str, Any], timestep_spacing: str, steps_offset: int, round_timesteps: bool
+) -> None:
+    if given["sigmas"] is None and given["grid"] not in SIGMA_GRIDS:
+        raise ValueError(
+            f"noise = None has no training timesteps, which grid={given['grid']!r} and timesteps= "
+            f"need; give sigmas=[...], or sigma_min, sigma_max and one of {', '.join(SIGMA_GRIDS)}."
+        )
+    needed = ("sigma_max",) if given["grid"] == "linear_quadratic" else ("sigma_min", "sigma_max")
+    missing = [name for name in needed if given[name] is None]
+    if given["sigmas"] is None and missing:
+        raise ValueError(
+            f"noise = None has no noise levels of training for grid={given['grid']!r} to run "
+            f"between; give {' and '.join(missing)}, or sigmas=[...]."
+        )
+    if timestep_spacing != "linspace" or steps_offset != 0 or round_timesteps:
+        raise ValueError(
+            f"timestep_spacing={timestep_spacing!r}, steps_offset = {steps_offset} and "
+            f"round_timesteps={round_timesteps} are about training timesteps, and noise = None "
+            "has none; leave them out."
+        )
+
+
+def _levels(
+    noise: NoiseSchedule | None,
+    num_steps: int,
+    grid: str | None,
+    rho: Any,
+    ends: dict[str, Any],
+    timestep_spacing: str,
+    steps_offset: int,
+) -> tuple[Any, Any]:
+    low, high = ends["sigma_min"], ends["sigma_max"]
+    if noise is None:
+        levels = _shaped_sigmas(str(grid), num_steps, low, high, rho)
+        return levels, levels
+    count = noise.num_train_timesteps
+    if grid in TIMESTEP_GRIDS:
+        steps = grid_timesteps(str(grid), count, num_steps)
+        # Fractional ones take their level log-linearly, as ComfyUI does and timestep_at inverts.
+        xp, steps, at, table = common_namespace(steps, np.arange(count), noise.sigmas)
+        return xp.exp(xp.interp(steps, at, xp.log(table))), steps
+    steps = spaced_timesteps(count, num_steps, timestep_spacing, steps_offset)
+    levels = noise.sigma_at(steps)
+    if grid is None:
+        return levels, steps
+    low, high = levels[-1] if low is None else low, levels[0] if high is None else high
+    levels = _shaped_sigmas(grid, num_steps, low, high, rho)
+    return levels, noise.timestep_at(levels)
+
+
+def _shaped_sigmas(grid: str, num_steps: int, low: Any, high: Any, rho: Any) -> Any:
+    if grid == "linear_quadratic":
+        levels = linear_quadratic_sigmas(num_steps, high)
+    elif grid == "karras":
+        levels = karras_sigmas(num_steps, low, high, 7.0 if rho is None else rho)
+    elif grid == "polyexponential":
+        levels = polyexponential_sigmas(num_steps, low, high, 1.0 if rho is None else rho)
+    else:
+        levels = BETWEEN_ENDS[grid](num_steps, low, high)
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    if not is_traced(levels) and np.any(np.diff(levels.astype(dtype)) >= 0):
+        raise ValueError(
+            f"grid={grid!r} between sigma = {levels[0]:.6g} and {levels[-1]:.6g} has steps too "
+            f"small for {dtype} at num_steps = {num_steps}; take fewer steps or a smaller rho."
+        )
+    return levels
+
+
+def _verbatim(noise: NoiseSchedule | None, timesteps: Any, sigmas: Any) -> tuple[Any, Any]:
+    if sigmas is not None:
+        return verbatim_sigmas(noise, sigmas)
+    assert noise is not None
     if is_traced(timesteps):
         return noise.sigma_at(timesteps), timesteps
     steps = check_vector("timesteps", timesteps)
@@ -188,18 +265,10 @@ def _verbatim_timesteps(noise: NoiseSchedule, timesteps: Any) -> tuple[Any, Any]
     return noise.sigma_at(steps), steps
 
 
-def _verbatim_sigmas(noise: NoiseSchedule, sigmas: Any) -> tuple[Any, Any]:
-    if is_traced(sigmas):
-        return sigmas, noise.timestep_at(sigmas)
-    levels = check_vector("sigmas", sigmas)
-    # k-diffusion's grids carry their closing 0, diffusers' do not: both say the same grid.
-    levels = levels[:-1] if levels[-1] == 0 else levels
-    if levels.size == 0 or levels.min() <= 0 or np.any(np.diff(levels) >= 0):
-        raise ValueError(
-            f"sigmas = {np.asarray(sigmas).tolist()} is no grid; expected strictly descending "
-            "positive noise levels (a closing 0 may end them)."
-        )
-    return levels, noise.timestep_at(levels)
+def verbatim_sigmas(noise: NoiseSchedule | None, sigmas: Any) -> tuple[Any, Any]:
+    """Given levels, checked, and what the network is told of them."""
+    levels = sigmas if is_traced(sigmas) else check_sigmas("sigmas", sigmas)
+    return levels, levels if noise is None else finite_sigmas(noise).timestep_at(levels)
 
 
 def lcm_timesteps(
@@ -223,13 +292,7 @@ def lcm_timesteps(
         )
     if timesteps is not None:
         steps = _custom_lcm_timesteps(num_train_timesteps, timesteps)
-        kept = share(len(steps), strength)
-        if kept < 1:
-            raise ValueError(
-                f"strength = {strength} leaves none of {len(steps)} timesteps; raise it to at "
-                f"least {1 / len(steps)}, or give more timesteps."
-            )
-        return steps[len(steps) - kept :]
+        return steps[len(steps) - kept_steps(len(steps), strength, "timesteps") :]
     original_steps = check_int("original_steps", original_steps, 1)
     if original_steps > num_train_timesteps:
         raise ValueError(
@@ -247,6 +310,17 @@ def lcm_timesteps(
     origin = np.arange(1, length + 1) * (num_train_timesteps // original_steps) - 1
     chosen = np.floor(np.linspace(0, length, num_steps, endpoint=False)).astype(np.int64)
     return origin[::-1][chosen]
+
+
+def kept_steps(count: int, strength: float, what: str) -> int:
+    """How many of the steps that were given one by one an image-to-image strength keeps."""
+    kept = share(count, strength)
+    if kept < 1:
+        raise ValueError(
+            f"strength = {strength} leaves none of {count} {what}; raise it to at least "
+            f"{1 / count}, or give more {what}."
+        )
+    return kept
 
 
 def _custom_lcm_timesteps(num_train_timesteps: int, timesteps: Any) -> np.ndarray:

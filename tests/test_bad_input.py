@@ -126,7 +126,6 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: dpm2(sigmas=[3.0, -1.0]), r"sigmas = \[3.0, -1.0\].*positive"),
     (lambda: dpm2(sigmas=[0.0]), r"sigmas = \[0.0\]"),
     (lambda: dpm2(sigmas=[3.0, np.nan]), "sigmas .*NaN"),
-    *((lambda b=b: b(NO_SIGNAL, 5), "zero terminal SNR.*lcm_schedule") for b in BUILDERS),
     # ancestral steps
     (lambda: ancestral(eta=-0.1), "eta = -0.1"),
     (lambda: ancestral(eta=1.5), r"eta = 1.5 is too large: .* to 0.0291672 allows eta below 1.00"),
@@ -196,6 +195,13 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         lambda: kd.sample(DENOISE, 0.1, kd.lcm_schedule(NO_SIGNAL, 4), X, KEY),
         "prediction_type='epsilon'.*rescale_zero_terminal_snr=True",
     ),
+    *(
+        (
+            lambda build=build: kd.sample(DENOISE, 0.1, build(NO_SIGNAL, 4), X, KEY),
+            "prediction_type='epsilon'.*rescale_zero_terminal_snr=True",
+        )
+        for build in BUILDERS
+    ),
     # configs
     (lambda: config("PNDM"), "_class_name = 'PNDMScheduler'.*sampler='dpm2'"),
     (lambda: config(sampler="ddim"), "sampler = 'ddim'.*'dpm2_ancestral'"),
@@ -208,6 +214,11 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         lambda: config("LCM", rescale_betas_zero_snr=True),
         "prediction_type='epsilon'.*rescale_betas_zero_snr=true",
     ),
+    (
+        lambda: config(rescale_betas_zero_snr=True),
+        "prediction_type='epsilon'.*rescale_betas_zero_snr=true",
+    ),
+    (lambda: config(rescale_betas_zero_snr="no"), "rescale_betas_zero_snr = 'no'.*truth value"),
     (lambda: config("LCM", thresholding=True, sample_max_value=0.5), "sample_max_value = 0.5"),
     (lambda: config("LCM").schedule(), "num_steps = None and timesteps = None"),
     (lambda: config().schedule(5, strength=0.5), "strength given to a dpm2 sampler.*start_at"),

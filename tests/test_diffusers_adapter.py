@@ -195,7 +195,7 @@ HONOURED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("lcm", {"sample_max_value": 3.0}, {"thresholding": True}),
     ("lcm", {"dynamic_thresholding_ratio": 0.5}, {"thresholding": True, "sample_max_value": 9.0}),
     ("lcm", {"timestep_scaling": 0.01}, {}),
-    ("lcm", {"rescale_betas_zero_snr": True}, {"prediction_type": "v_prediction"}),
+    *((n, {"rescale_betas_zero_snr": True}, {"prediction_type": "v_prediction"}) for n in CLASSES),
 ]
 
 
@@ -278,10 +278,17 @@ def test_keys_that_would_change_the_result_are_refused_by_name(name: str, key: s
         kd_diffusers.from_config(config, sampler=name)
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 @pytest.mark.parametrize("name", KDPM2_NAMES)
-def test_zero_terminal_snr_is_refused_where_sigma_would_be_infinite(name: str) -> None:
-    with pytest.raises(ValueError, match=r"rescale_betas_zero_snr = True.*sampler='lcm'"):
-        from_keys(name, rescale_betas_zero_snr=True, prediction_type="v_prediction")
+def test_zero_terminal_snr_starts_at_the_sigma_of_diffusers_euler(
+    name: str, prediction_type: str
+) -> None:
+    found = from_keys(name, rescale_betas_zero_snr=True, prediction_type=prediction_type)
+    assert found.schedule(5).sigmas[0] == np.float32(np.sqrt(2.0**24 - 1))
+    assert kd_diffusers.from_config(json.loads(json.dumps(found.to_config()))) == found
+    plain = from_keys(name, rescale_betas_zero_snr=False, prediction_type=prediction_type)
+    assert plain == from_keys(name, prediction_type=prediction_type) != found
+    assert "rescale_betas_zero_snr" not in plain.to_config()
 
 
 def test_schedules_are_those_of_the_builders() -> None:

@@ -21,6 +21,12 @@ DPM2_DEFAULTS: dict[str, Any] = {
     "timestep_spacing": "linspace",
     "steps_offset": 0,
 }
+# What these samplers have here and their classes in diffusers have not; written back where set.
+OURS: dict[str, dict[str, Any]] = {
+    "dpm2": {"rescale_betas_zero_snr": False},
+    "dpm2_ancestral": {"rescale_betas_zero_snr": False},
+    "lcm": {},
+}
 # The ancestral class of diffusers has the same parameters under the same defaults.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "dpm2": DPM2_DEFAULTS,

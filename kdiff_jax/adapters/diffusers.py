@@ -4,18 +4,20 @@ A config's keys fall into three groups.
 
 Honoured, where the target sampler has them (missing ones take the target's defaults):
   every sampler  num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas,
-                 prediction_type, timestep_spacing, steps_offset
+                 prediction_type, timestep_spacing, steps_offset, rescale_betas_zero_snr
   DPM2 (both)    use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas
   LCM            original_inference_steps, clip_sample, clip_sample_range, thresholding,
-                 dynamic_thresholding_ratio, sample_max_value, timestep_scaling,
-                 rescale_betas_zero_snr; set_alpha_to_one, steps_offset and timestep_spacing are
-                 kept and written back, and have no effect in LCM, here as in diffusers.
+                 dynamic_thresholding_ratio, sample_max_value, timestep_scaling;
+                 set_alpha_to_one, steps_offset and timestep_spacing are kept and written back,
+                 and have no effect in LCM, here as in diffusers.
+DPM2 of diffusers has no rescale_betas_zero_snr: here it is honoured as its Euler scheduler does, by
+a last sigma of 4096, and written back where it is true. An epsilon network is refused with it.
 
 Refused by name, because they would change the noise levels, the timesteps or the meaning of the
 network's output: interpolation_type other than "linear", timestep_type "continuous",
 final_sigmas_type other than "zero", a sigma_min or sigma_max that is not null, use_flow_sigmas,
-use_lu_lambdas, snr_shift_scale, rescale_betas_zero_snr for DPM2, an unsupported beta_schedule or
-prediction_type; and the classes without a beta schedule: flow matching, EDM and the like.
+use_lu_lambdas, snr_shift_scale, an unsupported beta_schedule or prediction_type; and the classes
+without a beta schedule: flow matching, EDM and the like.
 
 Ignored: every other key is another solver's own business (clip_sample, thresholding and
 variance_type for DPM2, algorithm_type, solver_order, skip_prk_steps, ...).
@@ -43,6 +45,7 @@ from kdiff_jax.adapters._diffusers_keys import (
     DEFAULTS,
     GRID_FLAGS,
     NO_BETA_SCHEDULE,
+    OURS,
     REQUIRED,
 )
 
@@ -53,7 +56,8 @@ class DiffusersSampler:
 
     Attributes:
       name: "dpm2", "dpm2_ancestral" or "lcm".
-      config: every parameter of the scheduler class, in its own words.
+      config: every parameter of the scheduler class, in its own words; and for DPM2
+        rescale_betas_zero_snr where it is true.
     """
 
     name: str
@@ -215,13 +219,7 @@ def from_config(
                 f"{key} = {config[key]!r} in the config of {class_name} changes the noise levels "
                 f"or timesteps and is not supported; expected {_options(allowed)}."
             )
-    defaults = DEFAULTS[name]
-    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in defaults:
-        raise ValueError(
-            f"rescale_betas_zero_snr = {config['rescale_betas_zero_snr']} is not supported by "
-            f"sampler={name!r}: its first sigma would be infinite; use sampler='lcm' with a "
-            "v_prediction network, or set it to false if the network was trained without it."
-        )
+    defaults = DEFAULTS[name] | OURS[name]
     values = {key: _plain(key, config.get(key, default)) for key, default in defaults.items()}
     for key, default in defaults.items():
         if isinstance(default, bool) and not isinstance(values[key], bool):
@@ -231,6 +229,9 @@ def from_config(
             "prediction_type='epsilon' with rescale_betas_zero_snr=true divides by zero at the "
             "last training timestep, where no signal is left; expected v_prediction or sample."
         )
+    for key, default in OURS[name].items():
+        if values[key] == default:
+            del values[key]
     chosen = [flag for flag in GRID_FLAGS if values.get(flag)]
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} are both true, and each makes a grid; keep one.")
