@@ -4,11 +4,9 @@ Every function gives N levels, strictly descending and without the closing 0. It
 traced, for sweeps and gradients; N, and what only scipy can compute, stays on the host.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jax.typing import ArrayLike
 from scipy.special import betaincinv
 
 from kdiff_jax._checks import check_int, check_number, check_sigmas, common_namespace, is_traced
@@ -138,7 +136,7 @@ def vp_sigmas(
             "above its start; expected sigma_min below sigma_max, and eps_s below 1."
         )
     start, end = (2 * e / (m + xp.sqrt(m**2 + 2 * d * e)) for e in (first, last))
-    return xp.sqrt(xp.expm1(exponent_at(start + ramp * (end - start))))
+    return xp.sqrt(xp.expm1(exponent_at((1 - ramp) * start + ramp * end)))
 
 
 def beta_sigmas(
@@ -285,7 +283,7 @@ def _apart_below(levels: Any, top: Any, bottom: Any) -> Any:
     return xp.where(i < count, top + i / gaps * (target - top), levels)
 
 
-def align_your_steps_sigmas(num_steps: int, table: ArrayLike | Sequence[float]) -> Any:
+def align_your_steps_sigmas(num_steps: int, table: Any) -> Any:
     """A table of noise levels read at N even places, linear in log sigma between its entries.
 
     It runs from the first entry to the last. ComfyUI replaces the last one by the closing 0: that

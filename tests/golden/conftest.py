@@ -1,3 +1,3 @@
-"""generate.py needs torch and diffusers, so doctest collection must not import it."""
+"""The generators need torch and diffusers, so doctest collection must not import them."""
 
-collect_ignore = ["generate.py", "generate_lcm.py"]
+collect_ignore = ["generate.py", "generate_grids.py", "generate_lcm.py"]
