@@ -135,7 +135,12 @@ def inference_grid(
             )
         # The last one before the 0 is dropped again, so that N stays N.
         count = check_int("num_steps", num_steps, 1) + bool(discard_penultimate)
-        levels, steps = _levels(noise, count, grid, rho, ends, timestep_spacing, steps_offset)
+        try:
+            levels, steps = _levels(noise, count, grid, rho, ends, timestep_spacing, steps_offset)
+        except ValueError as error:
+            if count == num_steps:
+                raise
+            raise ValueError(f"discard_penultimate=True builds {count} steps: {error}") from None
         levels, steps = levels[:num_steps], steps[:num_steps]
     if round_timesteps:
         steps = steps.round()

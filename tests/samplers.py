@@ -20,6 +20,7 @@ SAMPLERS: dict[str, Callable[[int], kd.Schedule]] = {
     "euler_ancestral": lambda n: kd.euler_schedule(NOISE, n, eta=1.0),
     "dpm2": lambda n: kd.dpm2_schedule(NOISE, n),
     "dpm2_karras": lambda n: kd.dpm2_schedule(NOISE, n, grid="karras"),
+    "dpm2_sigmas_alone": lambda n: kd.dpm2_schedule(None, sigmas=kd.karras_sigmas(n, 0.03, 14.6)),
     "ancestral": lambda n: kd.dpm2_ancestral_schedule(NOISE, n),
     "ancestral_half_eta": lambda n: kd.dpm2_ancestral_schedule(NOISE, n, eta=0.5, s_noise=0.9),
     "lcm": lambda n: kd.lcm_schedule(NOISE, n),
