@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from kdiff_jax._checks import common_namespace, is_traced
+from kdiff_jax._checks import common_namespace, is_traced, one_per_step
 
 
 def ancestral_split(sigmas: Any, eta: Any, s_noise: Any) -> tuple[Any, Any]:
@@ -31,7 +31,7 @@ def ancestral_split(sigmas: Any, eta: Any, s_noise: Any) -> tuple[Any, Any]:
     """
     num_steps = sigmas.shape[0]
     xp, sigmas, eta, s_noise = common_namespace(
-        sigmas, _one_per_step("eta", eta, num_steps), _one_per_step("s_noise", s_noise, num_steps)
+        sigmas, one_per_step("eta", eta, num_steps), one_per_step("s_noise", s_noise, num_steps)
     )
     # The last of N values belongs to the closing step, which takes none.
     eta, s_noise = (xp.broadcast_to(value, (num_steps,))[:-1] for value in (eta, s_noise))
@@ -47,16 +47,3 @@ def ancestral_split(sigmas: Any, eta: Any, s_noise: Any) -> tuple[Any, Any]:
             "more steps."
         )
     return s1 * xp.sqrt(inside), s1 * eta * xp.sqrt(share) * s_noise
-
-
-def _one_per_step(name: str, value: Any, num_steps: int) -> Any:
-    if is_traced(value):
-        return value
-    values = np.asarray(value, np.float64)
-    if values.shape not in ((), (num_steps,)):
-        raise ValueError(
-            f"{name} has shape {values.shape}; expected a number or one a step, [{num_steps}]."
-        )
-    if not np.all(np.isfinite(values)) or np.any(values < 0):
-        raise ValueError(f"{name} = {value} must be finite and not negative; pass 0 for none.")
-    return values

@@ -106,3 +106,17 @@ def check_sigmas(name: str, sigmas: Any) -> np.ndarray:
             "positive noise levels (a closing 0 may end them)."
         )
     return levels
+
+
+def one_per_step(name: str, value: Any, num_steps: int) -> Any:
+    """A number that is not negative, or one a step, [N]; a traced value passes."""
+    if is_traced(value):
+        return value
+    values = np.asarray(value, np.float64)
+    if values.shape not in ((), (num_steps,)):
+        raise ValueError(
+            f"{name} has shape {values.shape}; expected a number or one a step, [{num_steps}]."
+        )
+    if not np.all(np.isfinite(values)) or np.any(values < 0):
+        raise ValueError(f"{name} = {value} must be finite and not negative; pass 0 for none.")
+    return values

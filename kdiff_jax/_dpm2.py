@@ -3,6 +3,7 @@
     midpoint   x_m    = D + sm * epsilon                      sm = sqrt(s0 * s_down)
     landing    x_next = x + (s_down - s0) * epsilon_m + s_up * s_noise * z
     last       x_next = D                                     where the grid closes at 0
+    churn      s0 is raised to s0 * (1 + gamma) before the step, by noise that the row before adds
 
 epsilon = (x - D) / s0 is the slope dx/dsigma of the probability-flow ODE, epsilon_m the same at
 the midpoint. Lu et al. 2022 (arXiv:2206.00927), DPM-Solver-2 with r = 1/2; Karras et al. 2022
@@ -10,21 +11,34 @@ the midpoint. Lu et al. 2022 (arXiv:2206.00927), DPM-Solver-2 with r = 1/2; Karr
 `KDPM2DiscreteScheduler` and `KDPM2AncestralDiscreteScheduler` of diffusers.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from kdiff_jax._ancestral import ancestral_split
-from kdiff_jax._checks import common_namespace
+from kdiff_jax._checks import common_namespace, is_traced
+from kdiff_jax._churn import churned
 from kdiff_jax._noise_schedule import NoiseSchedule
 from kdiff_jax._schedule import Schedule, build_schedule
 from kdiff_jax._spacing import Grid, inference_grid
 
 
-def _fill(grid: Grid, eta: Any, s_noise: Any, deterministic: bool) -> Schedule:
+def _fill(
+    grid: Grid,
+    eta: Any,
+    s_noise: Any,
+    deterministic: bool,
+    churn: tuple[Any, Any] | None = None,
+) -> Schedule:
     s_down, s_up = ancestral_split(grid.sigmas, eta, s_noise)
-    xp, s0, timestep, s_down, s_up = common_namespace(grid.sigmas, grid.timesteps, s_down, s_up)
+    raised, added = churn or (grid.sigmas, np.zeros(grid.sigmas.shape))
+    xp, start, levels, s0, added, timestep, s_down, s_up = common_namespace(
+        grid.init_noise_sigma, grid.sigmas, raised, added, grid.timesteps, s_down, s_up
+    )
+    if churn is not None:  # the network is told the level that the sample was raised to
+        timestep = xp.where(s0 > levels, grid.timestep_at(s0), timestep)
     sm = xp.sqrt(s0[:-1] * s_down)
     num_steps = len(s0)
     num_rows = 2 * num_steps - 1
@@ -45,14 +59,14 @@ def _fill(grid: Grid, eta: Any, s_noise: Any, deterministic: bool) -> Schedule:
         "anchor_weight": rows(0, 1, 0),
         "denoised_weight": rows(1, 0, 1),
         "epsilon_weight": rows(sm, s_down - s0[:-1], 0),
-        "noise_weight": rows(0, s_up, 0),
+        # The churn of a step is added by the row before it.
+        "noise_weight": rows(0, s_up + added[1:], 0),
         "advances": rows(False, True, True),
     }
-    sigmas = xp.concatenate([s0, xp.zeros(1, s0.dtype)])
     return build_schedule(
         columns,
-        sigmas,
-        grid.init_noise_sigma,
+        xp.concatenate([levels, xp.zeros(1, levels.dtype)]),
+        xp.hypot(start, added[0]),
         deterministic=deterministic,
         unit_alpha=True,
         alternating=True,
@@ -64,6 +78,10 @@ def dpm2_schedule(
     noise: NoiseSchedule | None,
     num_steps: int | None = None,
     *,
+    s_churn: Any = 0.0,
+    s_tmin: Any = 0.0,
+    s_tmax: Any = math.inf,
+    s_noise: Any = 1.0,
     timestep_spacing: str = "linspace",
     steps_offset: int = 0,
     grid: str | None = None,
@@ -75,15 +93,24 @@ def dpm2_schedule(
     round_timesteps: bool = False,
     discard_penultimate: bool = False,
 ) -> Schedule:
-    """DPM-Solver-2, second order and without noise: N steps cost 2N - 1 evaluations.
+    """DPM-Solver-2, second order: N steps cost 2N - 1 evaluations. Without noise, or with churn.
 
     From s0 to s1, with `sm = sqrt(s0 * s1)` and `epsilon_m` at the midpoint:
     `x_m = D + sm * epsilon`, then `x_next = x + (s1 - s0) * epsilon_m`; the last step is `D`.
+
+    Churn starts a step from a raised level, `s0 * (1 + gamma)` in place of s0, with
+    `gamma = min(s_churn / N, sqrt(2) - 1)` where `s_tmin <= s0 <= s_tmax` and 0 elsewhere. The
+    noise that raises it, `s_noise * s0 * sqrt(gamma (2 + gamma)) * z`, is added by the row before;
+    that of the first step is part of the initial sample, by `init_noise_sigma`.
 
     Args:
       noise: the noise levels of training. One with zero terminal SNR ends in abar = 2**-24, a
         sigma of 4096, as in diffusers' Euler. None: the network is told sigma as its timestep.
       num_steps: N; left out where timesteps or sigmas are given.
+      s_churn: scalar or [N], how much noise the steps take up and remove again; may be traced.
+      s_tmin, s_tmax: the noise levels between which there is churn, both included; may be traced.
+      s_noise: scalar or [N], multiplies the noise of the churn; its first value that of the first
+        step. May be traced.
       timestep_spacing: "linspace" (N values from T - 1 to 0), "leading" or "trailing"; "leading"
         also makes init_noise_sigma `sqrt(sigma_max^2 + 1)` instead of sigma_max.
       steps_offset: added to the timesteps of "leading".
@@ -105,20 +132,28 @@ def dpm2_schedule(
         ComfyUI does for DPM2; N steps are left.
 
     Returns:
-      A Schedule of 2N - 1 rows.
+      A Schedule of 2N - 1 rows; `sigmas` is the grid before churn. It promises to draw no noise
+      where s_churn is the number 0. With any other, with one a step (zeros too) or a traced one
+      it is stochastic, so that the tables of a sweep share an executable. Raised past the
+      training range, a level has the last timestep.
 
     Raises:
       ValueError: N that is no positive integer, unknown names, two grids at once, leading or
         trailing with N > T, an offset past T - 1, ends in the wrong order, lists that do not
-        descend, noise=None with anything that needs training timesteps.
+        descend, noise=None with anything that needs training timesteps; s_churn, s_tmin, s_tmax
+        or s_noise negative, s_tmin above s_tmax.
 
     Example:
       >>> import kdiff_jax as kd
       >>> schedule = kd.dpm2_schedule(kd.noise_schedule("scaled_linear"), 25, grid="karras")
       >>> schedule.num_steps, schedule.num_rows, schedule.sigmas.shape
       (25, 49, (26,))
+      >>> churn = kd.dpm2_schedule(kd.noise_schedule(), sigmas=[8.0, 2.0, 0.5], s_churn=0.75)
+      >>> churn[0].sigma.item(), churn.init_noise_sigma.item(), churn.deterministic
+      (10.0, 10.0, False)
 
-    Source: Lu et al. 2022 (arXiv:2206.00927); `sample_dpm_2` of k-diffusion.
+    Source: Lu et al. 2022 (arXiv:2206.00927); Karras et al. 2022 (arXiv:2206.00364), Algorithm 2
+    (churn); `sample_dpm_2` of k-diffusion.
     """
     levels = inference_grid(
         noise,
@@ -134,7 +169,9 @@ def dpm2_schedule(
         round_timesteps=round_timesteps,
         discard_penultimate=discard_penultimate,
     )
-    return _fill(levels, eta=0.0, s_noise=0.0, deterministic=True)
+    churn = churned(levels.sigmas, s_churn, s_tmin, s_tmax, s_noise)
+    plain = not is_traced(s_churn) and np.ndim(s_churn) == 0 and s_churn == 0
+    return _fill(levels, eta=0.0, s_noise=0.0, deterministic=bool(plain), churn=churn)
 
 
 def dpm2_ancestral_schedule(

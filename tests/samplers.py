@@ -21,11 +21,13 @@ SAMPLERS: dict[str, Callable[[int], kd.Schedule]] = {
     "dpm2": lambda n: kd.dpm2_schedule(NOISE, n),
     "dpm2_karras": lambda n: kd.dpm2_schedule(NOISE, n, grid="karras"),
     "dpm2_sigmas_alone": lambda n: kd.dpm2_schedule(None, sigmas=kd.karras_sigmas(n, 0.03, 14.6)),
+    "dpm2_churn": lambda n: kd.dpm2_schedule(NOISE, n, s_churn=0.3 * n, s_tmax=10.0, s_noise=0.9),
     "ancestral": lambda n: kd.dpm2_ancestral_schedule(NOISE, n),
     "ancestral_half_eta": lambda n: kd.dpm2_ancestral_schedule(NOISE, n, eta=0.5, s_noise=0.9),
     "lcm": lambda n: kd.lcm_schedule(NOISE, n),
+    "lcm_less_noise": lambda n: kd.lcm_schedule(NOISE, n, s_noise=0.9, s_noise_end=0.5),
 }
-STOCHASTIC = ["euler_ancestral", "ancestral", "ancestral_half_eta", "lcm"]
+STOCHASTIC = [name for name in SAMPLERS if name not in ("euler", "dpm2", "dpm2_karras")]
 
 
 def elementwise_model(params: Any, x: jax.Array, timestep: jax.Array) -> jax.Array:
