@@ -3,7 +3,14 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from kdiff_jax._checks import check_number, common_namespace, is_traced, one_per_step
+
+
+def may_churn(s_churn: Any) -> bool:
+    """Whether a table is to promise nothing: for any s_churn but the number 0."""
+    return is_traced(s_churn) or np.ndim(s_churn) > 0 or bool(s_churn != 0)
 
 
 def churned(sigmas: Any, s_churn: Any, s_tmin: Any, s_tmax: Any, s_noise: Any) -> tuple[Any, Any]:

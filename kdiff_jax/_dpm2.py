@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from kdiff_jax._ancestral import ancestral_split
-from kdiff_jax._checks import common_namespace, is_traced
-from kdiff_jax._churn import churned
+from kdiff_jax._checks import common_namespace
+from kdiff_jax._churn import churned, may_churn
 from kdiff_jax._noise_schedule import NoiseSchedule
 from kdiff_jax._schedule import Schedule, build_schedule
 from kdiff_jax._spacing import Grid, inference_grid
@@ -170,8 +170,8 @@ def dpm2_schedule(
         discard_penultimate=discard_penultimate,
     )
     churn = churned(levels.sigmas, s_churn, s_tmin, s_tmax, s_noise)
-    plain = not is_traced(s_churn) and np.ndim(s_churn) == 0 and s_churn == 0
-    return _fill(levels, eta=0.0, s_noise=0.0, deterministic=bool(plain), churn=churn)
+    deterministic = not may_churn(s_churn)
+    return _fill(levels, eta=0.0, s_noise=0.0, deterministic=deterministic, churn=churn)
 
 
 def dpm2_ancestral_schedule(

@@ -25,7 +25,6 @@ SAMPLERS: dict[str, Callable[[int], kd.Schedule]] = {
     "ancestral": lambda n: kd.dpm2_ancestral_schedule(NOISE, n),
     "ancestral_half_eta": lambda n: kd.dpm2_ancestral_schedule(NOISE, n, eta=0.5, s_noise=0.9),
     "lcm": lambda n: kd.lcm_schedule(NOISE, n),
-    "lcm_less_noise": lambda n: kd.lcm_schedule(NOISE, n, s_noise=0.9, s_noise_end=0.5),
 }
 STOCHASTIC = [name for name in SAMPLERS if name not in ("euler", "dpm2", "dpm2_karras")]
 

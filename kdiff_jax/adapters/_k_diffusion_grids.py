@@ -1,0 +1,188 @@
+"""k-diffusion's functions of noise levels: its grids, its ancestral step, its derivative."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from kdiff_jax._checks import check_int, check_number, common_namespace, is_traced
+from kdiff_jax._denoise import per_sample
+from kdiff_jax._spacing import exponential_sigmas, karras_sigmas
+
+
+def append_zero(sigmas: Any) -> Any:
+    """[n + 1] levels with the closing 0: `[sigmas, 0]`.
+
+    Args:
+      sigmas: [n] noise levels; may be traced.
+
+    Returns:
+      [n + 1], float64 NumPy for values, traced for traced ones.
+
+    Example:
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> K.append_zero([3.0, 1.0]).tolist()
+      [3.0, 1.0, 0.0]
+
+    Source: `append_zero` of k-diffusion.
+    """
+    xp, sigmas = common_namespace(sigmas)
+    return xp.concatenate([sigmas, xp.zeros(1, sigmas.dtype)])
+
+
+def get_sigmas_karras(n: int, sigma_min: Any, sigma_max: Any, rho: Any = 7.0) -> Any:
+    """Even in `sigma^(1/rho)`, from sigma_max to sigma_min, and 0.
+
+    Args:
+      n: the number of steps.
+      sigma_min, sigma_max, rho: positive; may be traced.
+
+    Returns:
+      [n + 1], float64 NumPy for values, traced for traced ones.
+
+    Raises:
+      ValueError: n that is no positive integer, levels that are not positive or not in order.
+
+    Example:
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> K.get_sigmas_karras(3, 0.5, 8.0).round(3).tolist()
+      [8.0, 2.292, 0.5, 0.0]
+
+    Source: `get_sigmas_karras` of k-diffusion.
+    """
+    n, low, high = _check(n, sigma_min, sigma_max)
+    return append_zero(karras_sigmas(n, low, high, check_number("rho", rho, above=0)))
+
+
+def get_sigmas_exponential(n: int, sigma_min: Any, sigma_max: Any) -> Any:
+    """Even in log sigma, from sigma_max to sigma_min, and 0.
+
+    Args, Returns, Raises: as of `get_sigmas_karras`.
+
+    Example:
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> K.get_sigmas_exponential(3, 0.5, 8.0).round(3).tolist()
+      [8.0, 2.0, 0.5, 0.0]
+
+    Source: `get_sigmas_exponential` of k-diffusion.
+    """
+    return append_zero(exponential_sigmas(*_check(n, sigma_min, sigma_max)))
+
+
+def get_sigmas_polyexponential(n: int, sigma_min: Any, sigma_max: Any, rho: Any = 1.0) -> Any:
+    """`log sigma = log min + u^rho (log max - log min)`, u even from 1 to 0; and 0.
+
+    Args, Returns, Raises: as of `get_sigmas_karras`.
+
+    Example:
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> K.get_sigmas_polyexponential(3, 0.5, 8.0, rho=2.0).round(3).tolist()
+      [8.0, 1.0, 0.5, 0.0]
+
+    Source: `get_sigmas_polyexponential` of k-diffusion.
+    """
+    n, low, high = _check(n, sigma_min, sigma_max)
+    xp, low, high, rho, u = common_namespace(
+        low, high, check_number("rho", rho, above=0), np.linspace(1, 0, n)
+    )
+    # 0^rho has no slope in rho, so its input is masked.
+    ramp = xp.where(u > 0, xp.where(u > 0, u, 1) ** rho, 0)
+    return append_zero(xp.exp(xp.log(low) + ramp * (xp.log(high) - xp.log(low))))
+
+
+def get_sigmas_vp(n: int, beta_d: Any = 19.9, beta_min: Any = 0.1, eps_s: Any = 1e-3) -> Any:
+    """`sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)` at even t from 1 to eps_s, and 0.
+
+    Args:
+      n: the number of steps.
+      beta_d, beta_min: slope and start of the rate of noise of the continuous VP process.
+      eps_s: the last t, in (0, 1). All three positive; they may be traced.
+
+    Returns:
+      [n + 1], float64 NumPy for values, traced for traced ones.
+
+    Raises:
+      ValueError: n that is no positive integer, parameters that are not positive.
+
+    Example:
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> K.get_sigmas_vp(3).round(3).tolist()
+      [152.167, 3.422, 0.01, 0.0]
+
+    Source: `get_sigmas_vp` of k-diffusion; Song et al. 2020 (arXiv:2011.13456), appendix C.
+    """
+    n = check_int("n", n, 1)
+    xp, beta_d, beta_min, eps_s, u = common_namespace(
+        check_number("beta_d", beta_d, above=0),
+        check_number("beta_min", beta_min, above=0),
+        check_number("eps_s", eps_s, above=0),
+        np.linspace(0, 1, n),
+    )
+    t = 1 + u * (eps_s - 1)
+    return append_zero(xp.sqrt(xp.expm1(beta_d * t**2 / 2 + beta_min * t)))
+
+
+def get_ancestral_step(sigma_from: Any, sigma_to: Any, eta: Any = 1.0) -> tuple[Any, Any]:
+    """`(sigma_down, sigma_up)` of an ancestral step, as `kd.dpm2_ancestral_schedule` has them.
+
+    With `q = (from - to)(from + to) / from^2`: `up = min(to, to * eta * sqrt(q))` and
+    `down = sqrt(to^2 - up^2)`, computed without that difference.
+
+    Args:
+      sigma_from, sigma_to: noise levels, from above to; any shape; may be traced.
+      eta: 0 is deterministic, 1 the ancestral step.
+
+    Returns:
+      sigma_down and sigma_up, float64 NumPy for values, traced for traced ones.
+
+    Example:
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> down, up = K.get_ancestral_step(2.0, 1.0)
+      >>> down.item(), round(up.item(), 6)
+      (0.5, 0.866025)
+
+    Source: `get_ancestral_step` of k-diffusion.
+    """
+    xp, high, low, eta = common_namespace(sigma_from, sigma_to, eta)
+    share = (high - low) * (high + low) / high**2
+    inside = (1 - eta) * (1 + eta) + (eta * low / high) ** 2
+
+    def root(value: Any) -> Any:
+        return xp.where(value > 0, xp.sqrt(xp.where(value > 0, value, 1)), 0)
+
+    return low * root(inside), xp.minimum(low, low * eta * root(share))
+
+
+def to_d(x: ArrayLike, sigma: ArrayLike, denoised: ArrayLike) -> jax.Array:
+    """`(x - denoised) / sigma`: the slope dx/dsigma, and the noise that the model sees in x.
+
+    Args:
+      x, denoised: [B, ...].
+      sigma: a number or [B].
+
+    Returns:
+      [B, ...].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> K.to_d(jnp.ones((2, 3)), jnp.array([2.0, 4.0]), jnp.zeros((2, 3)))[:, 0].tolist()
+      [0.5, 0.25]
+
+    Source: `to_d` of k-diffusion.
+    """
+    x = jnp.asarray(x)
+    return (x - jnp.asarray(denoised)) / per_sample(sigma, x)
+
+
+def _check(n: int, sigma_min: Any, sigma_max: Any) -> tuple[int, Any, Any]:
+    n = check_int("n", n, 1)
+    low = check_number("sigma_min", sigma_min, above=0)
+    high = check_number("sigma_max", sigma_max, above=0)
+    if not is_traced(low, high) and low > high:
+        raise ValueError(
+            f"sigma_min = {low} is above sigma_max = {high}; the grid runs down from sigma_max."
+        )
+    return n, low, high
