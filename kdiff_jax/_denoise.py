@@ -45,7 +45,8 @@ def per_sample(value: ArrayLike, x: jax.Array) -> jax.Array:
     if value.ndim and value.shape != x.shape[:1]:
         raise ValueError(
             f"values of shape {value.shape} met a batch of {x.shape[0]}; give one number, or one a "
-            "sample. Inside kd.guided the batch is doubled: wrap values [B] around it instead."
+            "sample. Inside kd.guided the batch is doubled: wrap values [B] around it, or take "
+            "batched=False there."
         )
     return column(value, x)
 
@@ -278,6 +279,15 @@ def consistency(
         _leaf("timestep_scaling", timestep_scaling, above=0),
         _leaf("sigma_data", sigma_data, above=0),
     )
+
+
+def evaluate(denoise: Denoise, params: Any, x: jax.Array, row: Row, cond: Any) -> Prediction:
+    """The denoiser's answer."""
+    return denoise(params, x, row, cond)
+
+
+# Where a program holds the network more than once, it is still traced once.
+evaluate_traced_once = jax.jit(evaluate)
 
 
 def prediction_type_of(denoise: Any) -> str | None:

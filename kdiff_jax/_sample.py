@@ -11,7 +11,15 @@ import jax.numpy as jnp
 
 from kdiff_jax import _progress
 from kdiff_jax._checks import check_choice, check_int
-from kdiff_jax._denoise import Denoise, Prediction, as_pytree, column, prediction_type_of
+from kdiff_jax._denoise import (
+    Denoise,
+    Prediction,
+    as_pytree,
+    column,
+    evaluate,
+    evaluate_traced_once,
+    prediction_type_of,
+)
 from kdiff_jax._noise import NoiseFn, add_noise_of, add_row_noise, sample_keys
 from kdiff_jax._reverse import without_reverse_mode
 from kdiff_jax._schedule import Row, Schedule, State
@@ -184,7 +192,8 @@ def _sample(
         if schedule.unit_alpha:
             row = replace(row, alpha=jnp.ones_like(row.alpha))  # a constant, folded away
         x = loop.state.sample
-        prediction = (_evaluate if in_pairs else _call)(denoise, params, x, row, cond)
+        ask = evaluate_traced_once if in_pairs else evaluate
+        prediction = ask(denoise, params, x, row, cond)
         noiseless = schedule.deterministic or reads == "denoised"
         draw = add_row_noise if noise_fn is None else functools.partial(add_noise_of, noise_fn)
         add_noise = None if noiseless else functools.partial(draw, row=row, keys=keys)
@@ -239,14 +248,6 @@ class _Loop:
     done: Any
     state: State
     saved: Any
-
-
-def _call(denoise: Denoise, params: Any, x: jax.Array, row: Row, cond: Any) -> Prediction:
-    return denoise(params, x, row, cond)
-
-
-# Where a program holds the network more than once, it is still traced once.
-_evaluate = jax.jit(_call)
 
 
 def _scan_pairs(run_row: Any, tell: Any, loop: _Loop, rows: Row, unroll: int) -> _Loop:
