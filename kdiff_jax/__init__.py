@@ -21,6 +21,9 @@ from kdiff_jax._grids import polyexponential_sigmas as polyexponential_sigmas
 from kdiff_jax._grids import vp_sigmas as vp_sigmas
 from kdiff_jax._guidance import guidance_embedding as guidance_embedding
 from kdiff_jax._guidance import guided as guided
+from kdiff_jax._img2img import img2img_schedule as img2img_schedule
+from kdiff_jax._img2img import slerp as slerp
+from kdiff_jax._inpaint import inpainted as inpainted
 from kdiff_jax._lcm import lcm_schedule as lcm_schedule
 from kdiff_jax._noise import add_noise as add_noise
 from kdiff_jax._noise import given_noise as given_noise

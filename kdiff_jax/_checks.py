@@ -60,13 +60,18 @@ def check_number(
     return number
 
 
-def share(count: int, strength: Any) -> int:
-    """`floor(count * strength)` of an image-to-image strength in (0, 1]."""
+def check_strength(strength: Any) -> float:
+    """An image-to-image strength in (0, 1]."""
     strength = check_number("strength", strength, above=0)
     if strength > 1:
         raise ValueError(f"strength = {strength} is out of range; expected it in (0, 1].")
+    return strength
+
+
+def share(count: int, strength: Any) -> int:
+    """`floor(count * strength)` of an image-to-image strength in (0, 1]."""
     # Rounded first: 0.58 * 50 is 28.999999999999996 in binary.
-    return math.floor(round(count * strength, 9))
+    return math.floor(round(count * check_strength(strength), 9))
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str | None]) -> Any:
