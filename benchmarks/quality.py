@@ -85,13 +85,11 @@ def draw(
 
     Sample i has its own key, made of the seed and i, so that the batch size does not matter.
     """
-    lcm, guidance = is_lcm(case), case["guidance"]
-    denoise = digits.lcm_denoiser() if lcm else digits.digits_denoiser(guidance)
     for start in range(0, case["samples"], batch):
         index = jnp.arange(start, start + batch)  # the last batch is whole too: one executable
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(case["seed"]), index)
         x = kd.initial_sample(schedule, keys, (batch, 28, 28, 1))
-        cond = digits.lcm_cond(index % 10, guidance) if lcm else index % 10
+        denoise, cond = digits.denoiser_and_cond(case["sampler"], index % 10, case["guidance"])
         x = kd.sample(denoise, params, schedule, x, keys, cond)
         count = min(batch, case["samples"] - start)
         yield to_bytes(x)[:count], np.asarray(index % 10)[:count]

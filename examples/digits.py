@@ -6,6 +6,7 @@ python examples/digits.py --sampler lcm --steps 4 --guidance 2.0
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,24 @@ def lcm_cond(labels: jax.Array, guidance: float) -> dict[str, jax.Array]:
     return {"label": labels, "scale": jnp.full(labels.shape, guidance, jnp.float32)}
 
 
+def denoiser_and_cond(sampler: str, labels: jax.Array, guidance: float) -> tuple[Any, Any]:
+    """The network of a sampler as its denoiser, and what that network is told."""
+    if sampler == "lcm":
+        return lcm_denoiser(), lcm_cond(labels, guidance)
+    return digits_denoiser(guidance), labels
+
+
+@functools.cache
+def load_params(path: Path) -> Any:
+    """The weights of a file, read once however many pictures are made with them."""
+    return unet.load(path)[1]
+
+
+def weights_of(sampler: str) -> Path:
+    """The file of the network that a sampler runs."""
+    return LCM_WEIGHTS if sampler == "lcm" else WEIGHTS
+
+
 def draw(panels: list[tuple[str, np.ndarray]], path: Path) -> None:
     """Panels of digits side by side; each is a title and images [rows, columns, 28, 28]."""
     rows, columns = panels[0][1].shape[:2]
@@ -113,13 +132,12 @@ def main() -> None:
     grid = None if args.grid == "none" else args.grid
     panels = []
     for sampler in args.sampler:
-        lcm = sampler == "lcm"
-        _, params = unet.load(LCM_WEIGHTS if lcm else WEIGHTS)
-        denoise = lcm_denoiser() if lcm else digits_denoiser(args.guidance)
-        doubled = ""
+        params = load_params(weights_of(sampler))
+        twice, doubled = "", ""
         if args.guidance != 1.0:
             doubled = f", guidance {args.guidance:g}"
-            doubled += " distilled" if lcm else ": each of twice the batch"
+            doubled += " distilled" if sampler == "lcm" else ": each of twice the batch"
+            twice = "" if sampler == "lcm" else "2 x "
         steps = DEFAULT_STEPS[sampler] if args.steps is None else args.steps
         schedule = digits_schedule(sampler, steps, grid)
         start = time.perf_counter()
@@ -129,7 +147,7 @@ def main() -> None:
             key = jax.random.fold_in(jax.random.key(args.seed), digit)
             x = kd.initial_sample(schedule, key, (args.rows, 28, 28, 1))
             labels = jnp.full(args.rows, digit, jnp.int32)
-            cond = lcm_cond(labels, args.guidance) if lcm else labels
+            denoise, cond = denoiser_and_cond(sampler, labels, args.guidance)
             images = kd.sample(denoise, params, schedule, x, key, cond=cond)
             columns.append(np.asarray(jnp.clip(images[..., 0], -1, 1)))
         seconds = time.perf_counter() - start
@@ -138,7 +156,6 @@ def main() -> None:
             f"evaluations{doubled}; {args.rows * len(args.classes)} digits in {seconds:.1f} s "
             "with compilation"
         )
-        twice = "2 x " if args.guidance != 1.0 and not lcm else ""
         title = f"{TITLES[sampler]}, {twice}{schedule.num_rows} evaluations"
         panels.append((title, np.stack(columns, axis=1)))
     draw(panels, args.output)

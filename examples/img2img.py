@@ -10,9 +10,7 @@ takes exactly `--steps` steps below it (`lcm_schedule(..., strength=)`).
 """
 
 import argparse
-import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +22,6 @@ import numpy as np
 
 import digits
 import kdiff_jax as kd
-import unet
 
 IMAGE = Path(__file__).parent / "four.png"  # number 4 of the MNIST test images
 DPM2_STEPS = 20
@@ -52,27 +49,18 @@ def edit_schedule(sampler: str, strength: float, lcm_steps: int) -> kd.Schedule:
     return schedule.start_at_strength(strength)
 
 
-@functools.cache
-def load_params(path: Path) -> Any:
-    """The weights of a file, read once for all edits."""
-    return unet.load(path)[1]
-
-
 def edit(
     sampler: str, schedule: kd.Schedule, image: jax.Array, label: int, guidance: float, seed: int
 ) -> tuple[jax.Array, jax.Array]:
     """(noised, edited) [1, 28, 28, 1]: the image at the schedule's first level, and the result."""
-    lcm = sampler == "lcm"
-    params = load_params(digits.LCM_WEIGHTS if lcm else digits.WEIGHTS)
-    denoise = digits.lcm_denoiser() if lcm else digits.digits_denoiser(guidance)
-    labels = jnp.full(1, label, jnp.int32)
+    params = digits.load_params(digits.weights_of(sampler))
+    denoise, cond = digits.denoiser_and_cond(sampler, jnp.full(1, label, jnp.int32), guidance)
     key = jax.random.key(seed)
     row = schedule[0]
     # From another key than the noise of the steps.
     noised = kd.add_noise(
         row, image[None], jax.random.normal(jax.random.fold_in(key, 1), (1, 28, 28, 1))
     )
-    cond = digits.lcm_cond(labels, guidance) if lcm else labels
     edited = kd.sample(denoise, params, schedule, noised, key, cond=cond)
     return row.input_scale * noised, edited
 
