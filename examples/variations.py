@@ -91,7 +91,7 @@ def main() -> None:
                 made = from_seed(schedule, key, value, *rest)
             else:
                 made = from_image(image, key, value, args.steps, *rest)
-            away = float(jnp.sqrt(jnp.mean((made - image) ** 2)))
+            away = float(jnp.sqrt(jnp.mean((made - image[None]) ** 2)))
             title = f"{'fraction' if name == 'seed' else 'strength'} {value:g}"
             print(f"from the {name}, {title}: {away:.2f} away, root mean square of the pixels")
             panels[f"from {name}"].append((title, np.asarray(jnp.clip(made[..., 0], -1, 1))))
