@@ -38,8 +38,10 @@ class BrownianNoise:
 
     def __call__(self, key: jax.Array, row: Row, shape: Sequence[int]) -> jax.Array:
         shape = check_shape(shape)
-        levels = row.sigma_left, row.sigma_reached
-        return _increment(self, sample_keys(key, shape[0]), *map(jnp.asarray, levels), shape)
+        # A path has no derivative: gradients take z as a constant, as they do other noise.
+        path, left, reached = jax.lax.stop_gradient((self, row.sigma_left, row.sigma_reached))
+        keys = sample_keys(key, shape[0])
+        return _increment(path, keys, jnp.asarray(left), jnp.asarray(reached), shape)
 
 
 # Compiled, for those who step by hand: one program for every row.
@@ -64,11 +66,8 @@ def _increment(
 
 def _place(path: BrownianNoise, sigma: jax.Array) -> jax.Array:
     """Where on the path a noise level lies: 0 at sigma_max, 1 at sigma_min, NaN outside."""
-    # A path has no derivative: gradients take z as a constant, as they do other noise.
-    sigma, low, high = (
-        jax.lax.stop_gradient(level).astype(jnp.float32)
-        for level in (sigma, path.sigma_min, path.sigma_max)
-    )
+    levels = sigma, path.sigma_min, path.sigma_max
+    sigma, low, high = (level.astype(jnp.float32) for level in levels)
     # The closing step, which draws no noise, asks for one at 0 where it is called by hand.
     sigma = jnp.where(sigma == 0, low, sigma)
     u = jnp.log(high / sigma) / jnp.log(high / low)

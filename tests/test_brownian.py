@@ -177,6 +177,18 @@ def test_gradients_take_it_as_a_constant():
 
     assert float(jax.grad(z)(jnp.float32(3.0))) == 0
 
+    def total(sigma_max):
+        grid = {"grid": "karras", "sigma_max": sigma_max, "sigma_min": 0.1}
+        schedule = kd.dpm2_ancestral_schedule(NOISE, 3, **grid)
+        denoise = kd.denoiser(sp.elementwise_model)
+        x = jnp.ones((2, 3))
+        run = denoise, sp.ELEMENTWISE, schedule, x, KEY
+        return jnp.sum(kd.sample(*run, noise_fn=brownian, remat="rows"))
+
+    slope = float(jax.grad(total)(jnp.float32(9.0)))
+    assert np.isfinite(slope)
+    assert slope != 0
+
 
 def test_what_is_no_path_is_refused():
     for low, high in ((0.0, 1.0), (-1.0, 1.0), (0.1, np.inf)):
