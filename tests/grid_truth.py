@@ -106,8 +106,8 @@ def vp_between(num_steps: int, low: float, high: float, beta_d: float, beta_min:
     def level(t: float) -> float:
         return math.sqrt(math.expm1(beta_d * t**2 / 2 + beta_min * t))
 
-    ends = [
-        scipy.optimize.brentq(lambda t, s=s: math.log(level(t) / s), 1e-9, 5.0, xtol=1e-15)
-        for s in (high, low)
-    ]
-    return np.array([level(t) for t in np.linspace(*ends, num_steps)])
+    def time_at(sigma: float) -> float:
+        return scipy.optimize.brentq(lambda t: math.log(level(t) / sigma), 1e-9, 5.0, xtol=1e-15)
+
+    times = np.linspace(time_at(high), time_at(low), num_steps)
+    return np.array([level(t) for t in times])

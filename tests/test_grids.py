@@ -191,9 +191,7 @@ def test_a_discarded_penultimate_level_is_that_of_one_step_more(
 
 @pytest.mark.parametrize("grid", SIGMA_GRIDS)
 def test_a_grid_by_name_is_its_function_s(grid: str) -> None:
-    ends = (
-        {"sigma_min": 0.1, "sigma_max": 9.0} if grid != "linear_quadratic" else {"sigma_max": 9.0}
-    )
+    ends = ends_of(grid)
     shapes: list[dict[str, Any]] = [{}]
     shapes += [{"rho": 2.5}] if grid in ("karras", "polyexponential") else []
     for shape in shapes:
@@ -239,7 +237,9 @@ def test_lcm_takes_levels_verbatim_and_is_the_same_as_by_timesteps() -> None:
     assert shorter.rows.timestep.tolist() == [333, 20]
     between = kd.lcm_schedule(NOISE, sigmas=[3.0, 1.0])
     np.testing.assert_allclose(between.rows.alpha, [10**-0.5, 2**-0.5], rtol=2e-7)
-    np.testing.assert_allclose(between.rows.timestep, NOISE.timestep_at([3.0, 1.0]), rtol=1e-6)
+    np.testing.assert_allclose(
+        between.rows.timestep, NOISE.timestep_at(np.array([3.0, 1.0])), rtol=1e-6
+    )
 
 
 # --- gradients ---------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
     formula = getattr(kd, f"{name}_sigmas")
 
     def grids(parameters: dict[str, Any]) -> Any:
-        found = [formula(num_steps, **parameters) for num_steps in (1, 2, 8)]
+        found = [formula(num_steps, **parameters) for num_steps in (1, 6)]
         xp: Any = np if isinstance(found[0], np.ndarray) else jnp
         return xp.concatenate(found)
 

@@ -98,7 +98,7 @@ def test_a_stack_of_one_length_needs_no_padding_and_has_a_reverse_mode():
 
 
 def test_sharded_over_devices_every_sample_still_runs_its_own_table():
-    names = [*SAMPLERS, "lcm"]
+    names = list(SAMPLERS)[-8:]  # one a device
     tables = kd.stack([SAMPLERS[name](steps) for steps, name in enumerate(names, 1)])
     x = kd.initial_sample(tables, KEY, (8, 16))
     expected = kd.sample(elementwise, ELEMENTWISE, tables, x, KEY)
