@@ -48,8 +48,8 @@ def grid_timesteps(grid: str, num_train_timesteps: int, num_steps: int) -> np.nd
     """The timesteps of ComfyUI's grids, descending, [N] float64.
 
     simple, ddim_uniform and beta_timesteps take whole ones. ComfyUI's "ddim_uniform" runs more
-    than N steps where T // N does not divide T - 1 well; here it is the N lowest of them, DDIM's
-    own. Its "simple" may be one off where `x * (T / N)` rounds below a whole number.
+    than N steps for most N that do not divide T; here it is the N lowest of them, DDIM's own.
+    Its "simple" may be one off where `x * (T / N)` rounds below a whole number in floats.
     """
     last = num_train_timesteps - 1
     if grid == "normal":
