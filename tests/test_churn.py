@@ -80,7 +80,10 @@ def test_a_run_is_algorithm_2_at_every_evaluation(seed: int) -> None:
     rng = np.random.default_rng(seed)
     count = int(rng.integers(1, 13))
     sigmas = np.append(np.sort(np.exp(rng.uniform(-3, 2.5, count)))[::-1], 0)
-    controls = {"s_churn": rng.uniform(0, 0.6) * count, "s_noise": rng.uniform(0.8, 1.1)}
+    controls: dict[str, Any] = {
+        "s_churn": rng.uniform(0, 0.6) * count,
+        "s_noise": rng.uniform(0.8, 1.1),
+    }
     if seed % 2:
         controls |= {"s_tmin": 0.2, "s_tmax": 6.0}
     x = sigmas[0] * rng.standard_normal((2, 6))
@@ -112,7 +115,8 @@ def test_a_run_is_algorithm_2_at_every_evaluation(seed: int) -> None:
 
 
 def test_no_churn_is_bitwise_plain_dpm2_whatever_says_so() -> None:
-    for arguments in ({}, {"timestep_spacing": "leading"}, {"grid": "karras"}):
+    grids: list[dict[str, Any]] = [{}, {"timestep_spacing": "leading"}, {"grid": "karras"}]
+    for arguments in grids:
         plain: Any = kd.dpm2_schedule(NOISE, 9, **arguments)
         assert plain.deterministic
         quiet: list[Any] = [{"s_churn": np.zeros(9)}, {"s_churn": 2.0, "s_tmin": 1e3}]
@@ -151,7 +155,7 @@ def test_a_traced_table_is_the_table_and_has_gradients_without_churn_too() -> No
 
 
 def test_tables_of_a_sweep_stack_and_share_a_program() -> None:
-    traces = []
+    traces: list[None] = []
 
     def model_fn(params: Any, x: jax.Array, timestep: jax.Array) -> jax.Array:
         traces.append(None)

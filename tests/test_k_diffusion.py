@@ -21,7 +21,10 @@ import kdiff_jax as kd
 from kdiff_jax.adapters import k_diffusion as K
 
 CASES, RECORDED = recorded.load()
-SAMPLERS = {"dpm_2": K.sample_dpm_2, "dpm_2_ancestral": K.sample_dpm_2_ancestral}
+SAMPLERS: dict[str, Callable[..., Any]] = {
+    "dpm_2": K.sample_dpm_2,
+    "dpm_2_ancestral": K.sample_dpm_2_ancestral,
+}
 SAMPLERS["lcm"] = K.sample_lcm
 
 
@@ -160,7 +163,7 @@ def test_a_key_is_per_sample_and_the_run_is_kd_sample() -> None:
 
 
 def test_other_numbers_do_not_retrace_and_sigmas_may_be_optimised() -> None:
-    traces = []
+    traces: list[None] = []
 
     def model(x: jax.Array, sigma: jax.Array, gain: Any) -> jax.Array:
         traces.append(None)
@@ -177,7 +180,7 @@ def test_other_numbers_do_not_retrace_and_sigmas_may_be_optimised() -> None:
         K.sample_dpm_2(model, x, levels, extra_args, s_churn=s_churn, key=key)
     assert len(traces) == 1
 
-    def loss(levels: jax.Array, sampler: Callable[..., Any], **controls: Any) -> jax.Array:
+    def loss(levels: Any, sampler: Callable[..., Any], **controls: Any) -> jax.Array:
         out = sampler(model, x, levels, {"gain": np.float32(0.9)}, key=key, **controls)
         return jnp.sum(out**2)
 
@@ -206,7 +209,7 @@ def test_disable_false_shows_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_arguments_come_in_the_order_of_k_diffusion() -> None:
     common = ["model", "x", "sigmas", "extra_args", "callback", "disable"]
-    expected = {
+    expected: dict[Any, list[str]] = {
         K.sample_dpm_2: [*common, "s_churn", "s_tmin", "s_tmax", "s_noise"],
         K.sample_dpm_2_ancestral: [*common, "eta", "s_noise", "noise_sampler"],
         K.sample_lcm: [*common, "noise_sampler", "s_noise", "s_noise_end"],

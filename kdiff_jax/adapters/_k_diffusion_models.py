@@ -1,6 +1,6 @@
 """k-diffusion's wrappers: networks of training timesteps as `model(x, sigma) -> denoised`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -76,13 +76,16 @@ class DiscreteDenoiser:
 
     def sigma_to_t(self, sigma: ArrayLike, quantize: bool | None = None) -> Any:
         """The timestep of a noise level, linear in log sigma; whole where it is quantized."""
-        timestep = self.noise.timestep_at(sigma)
+        timestep: Any = self.noise.timestep_at(sigma)
         return timestep.round() if (self.quantize if quantize is None else quantize) else timestep
 
     def t_to_sigma(self, t: ArrayLike) -> Any:
         """The noise level of a fractional timestep in [0, T - 1], linear in log sigma."""
-        xp, t, log_sigmas = common_namespace(t, np.log(self.noise.sigmas))
-        return xp.exp(xp.interp(t, xp.arange(len(log_sigmas)).astype(t.dtype), log_sigmas))
+        count = len(self.noise.sigmas)
+        xp, time, grid, log_sigmas = common_namespace(
+            t, np.arange(count), np.log(self.noise.sigmas)
+        )
+        return xp.exp(xp.interp(time, grid, log_sigmas))
 
     def get_sigmas(self, n: int | None = None) -> np.ndarray:
         """[n + 1] levels of even timesteps from T - 1 to 0, and 0; None: all those of training."""
@@ -93,7 +96,10 @@ class DiscreteDenoiser:
 
 
 def _discrete(
-    prediction_type: str, model: Callable[..., Any], alphas_cumprod: ArrayLike, quantize: bool
+    prediction_type: str,
+    model: Callable[..., Any],
+    alphas_cumprod: ArrayLike | Sequence[float],
+    quantize: bool,
 ) -> DiscreteDenoiser:
     abar = check_vector("alphas_cumprod", alphas_cumprod)
     if abar.min() <= 0 or abar.max() >= 1 or np.any(np.diff(abar) >= 0):
@@ -108,7 +114,7 @@ def _discrete(
 
 
 def DiscreteEpsDDPMDenoiser(
-    model: Callable[..., Any], alphas_cumprod: ArrayLike, quantize: bool = False
+    model: Callable[..., Any], alphas_cumprod: ArrayLike | Sequence[float], quantize: bool = False
 ) -> DiscreteDenoiser:
     """A network that says epsilon, in k-diffusion's contract: `denoised = x - sigma * eps`.
 
@@ -142,7 +148,7 @@ def DiscreteEpsDDPMDenoiser(
 
 
 def DiscreteVDDPMDenoiser(
-    model: Callable[..., Any], alphas_cumprod: ArrayLike, quantize: bool = False
+    model: Callable[..., Any], alphas_cumprod: ArrayLike | Sequence[float], quantize: bool = False
 ) -> DiscreteDenoiser:
     """A network that says v, in k-diffusion's contract: `denoised = a^2 x - sigma a v`.
 

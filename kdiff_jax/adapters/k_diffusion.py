@@ -21,7 +21,7 @@ What differs from k-diffusion:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +67,7 @@ NoiseSampler = Callable[[Any, Any], Any]
 def sample_dpm_2(
     model: Model,
     x: ArrayLike,
-    sigmas: ArrayLike,
+    sigmas: ArrayLike | Sequence[float],
     extra_args: dict[str, Any] | None = None,
     callback: Callable[[dict[str, Any]], Any] | None = None,
     disable: bool | None = None,
@@ -151,7 +151,7 @@ def sample_dpm_2(
 def sample_dpm_2_ancestral(
     model: Model,
     x: ArrayLike,
-    sigmas: ArrayLike,
+    sigmas: ArrayLike | Sequence[float],
     extra_args: dict[str, Any] | None = None,
     callback: Callable[[dict[str, Any]], Any] | None = None,
     disable: bool | None = None,
@@ -203,7 +203,7 @@ def sample_dpm_2_ancestral(
 def sample_lcm(
     model: Model,
     x: ArrayLike,
-    sigmas: ArrayLike,
+    sigmas: ArrayLike | Sequence[float],
     extra_args: dict[str, Any] | None = None,
     callback: Callable[[dict[str, Any]], Any] | None = None,
     disable: bool | None = None,

@@ -12,8 +12,8 @@ the small network of `recorded_k_diffusion.network`, in float64 and in float32; 
 was told; and values of its functions for grids and levels. The noise is drawn beforehand in NumPy:
 it stands in for `torch.randn_like`, or is handed over as the noise sampler.
 
-k-diffusion 0.1.1.post1 has no `sample_lcm`: it is a sampler that user interfaces add to its own. What is
-recorded is their loop, written here in torch, on k-diffusion's wrappers.
+k-diffusion 0.1.1.post1 has no `sample_lcm`: it is a sampler that user interfaces add to its own.
+What is recorded is their loop, written here in torch, on k-diffusion's wrappers.
 
 The float64 runs are the reference. In float32 k-diffusion computes sigma_down as a difference of
 squares, and log and exp of the midpoint round on top; the script prints what that costs.
@@ -165,7 +165,7 @@ def _run(case: dict[str, Any], arrays: dict[str, np.ndarray], dtype: torch.dtype
         return next(draws)
 
     if case["sampler"] == "lcm":
-        first = options.get("s_noise", 1.0)
+        first: Any = options.get("s_noise", 1.0)
         factors = np.linspace(first, options.get("s_noise_end", first), len(sigmas) - 1)
         final = _sample_lcm(model, x, sigmas, callback, noise_sampler, factors.tolist())
     elif case["sampler"] == "dpm_2":
@@ -263,9 +263,12 @@ def _functions(rng: np.random.Generator) -> dict[str, Any]:
 def main() -> None:
     torch.set_default_dtype(torch.float64)
     rng = np.random.default_rng(SEED)
-    cases, columns = [], {k: [] for k in ("x", "sigmas", "noise", "final", "final32", "shown")}
+    cases: list[dict[str, Any]] = []
+    columns: dict[str, list[Any]] = {
+        k: [] for k in ("x", "sigmas", "noise", "final", "final32", "shown")
+    }
     for sampler, count in COUNTS.items():
-        errors = []
+        errors: list[float] = []
         while len(errors) < count:
             case, arrays = _random_case(rng, sampler)
             if not _quantizes_clearly(case, lambda c=case, a=arrays: _run(c, a, torch.float64)):
@@ -287,7 +290,7 @@ def main() -> None:
     versions |= {"torch": torch.__version__, "numpy": np.__version__}
     versions["python"] = platform.python_version()
     text = {"cases": cases, "functions": _functions(rng), "versions": versions}
-    joined = {
+    joined: dict[str, Any] = {
         name: np.concatenate(parts) if name in ("sigmas", "noise", "shown") else np.stack(parts)
         for name, parts in columns.items()
     }
