@@ -24,6 +24,7 @@ from kdiff_jax._guidance import guided as guided
 from kdiff_jax._img2img import img2img_schedule as img2img_schedule
 from kdiff_jax._img2img import slerp as slerp
 from kdiff_jax._inpaint import inpainted as inpainted
+from kdiff_jax._inversion import inversion_schedule as inversion_schedule
 from kdiff_jax._lcm import lcm_schedule as lcm_schedule
 from kdiff_jax._noise import add_noise as add_noise
 from kdiff_jax._noise import given_noise as given_noise

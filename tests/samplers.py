@@ -25,6 +25,7 @@ SAMPLERS: dict[str, Callable[[int], kd.Schedule]] = {
     "ancestral": lambda n: kd.dpm2_ancestral_schedule(NOISE, n),
     "ancestral_half_eta": lambda n: kd.dpm2_ancestral_schedule(NOISE, n, eta=0.5, s_noise=0.9),
     "lcm": lambda n: kd.lcm_schedule(NOISE, n),
+    "inversion": lambda n: kd.inversion_schedule(kd.dpm2_schedule(NOISE, n + 1)),
 }
 STOCHASTIC = [name for name in SAMPLERS if name not in ("euler", "dpm2", "dpm2_karras")]
 
