@@ -135,7 +135,7 @@ def _rescaled(
         "v_prediction": (-sigma / norm, alpha / norm),
         "flow_prediction": (-1.0, 1.0),
     }
-    of_denoised, of_epsilon = weights[rescale_of]
+    of_denoised, of_epsilon = (jnp.asarray(w, x.dtype) for w in weights[rescale_of])
     # x = alpha D + sigma epsilon allows one direction of change only, (-sigma, alpha).
     size = alpha * of_epsilon - sigma * of_denoised
 

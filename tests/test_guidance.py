@@ -1,6 +1,7 @@
 """Guidance: each kind against its formula in float64, one call or two, one trace of the network."""
 
 import collections
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,15 @@ import kdiff_jax as kd
 TYPES = ("epsilon", "v_prediction", "sample")
 COND, UNCOND = np.array([0.5, -1, 2, 0], np.float32), np.array([0.25, 1, 0, -0.5], np.float32)
 SCALES = np.array([0, 1, 2.5, 7], np.float32)
-mixing = kd.denoiser(sp.mixing_model, "v_prediction")
+
+
+def contrast_model(params, x, timestep, cond):
+    """The condition changes the contrast of the answer too, or rescaling would do nothing."""
+    cond = jnp.asarray(cond, x.dtype)
+    return sp.mixing_model(params, x, timestep, cond) * (1.5 + jnp.sin(cond))[:, None]
+
+
+mixing = kd.denoiser(contrast_model, "v_prediction")
 
 
 def start(name="ancestral", steps=4, batch=4):
@@ -241,11 +250,13 @@ def test_rescaling_is_its_formula_and_keeps_x(rescale_of, name, batched):
 @pytest.mark.parametrize("prediction_type", TYPES)
 def test_what_is_rescaled_by_default_is_what_the_network_says(prediction_type):
     schedule, x = start("lcm")
-    denoise = kd.clipped(kd.denoiser(sp.mixing_model, prediction_type), 50.0)
+    denoise = kd.clipped(kd.denoiser(contrast_model, prediction_type), 50.0)
     said = kd.guided(denoise, 4.0, UNCOND, rescale=1.0)(MIXING, x, schedule[1], COND)
     named = kd.guided(denoise, 4.0, UNCOND, rescale=1.0, rescale_of=prediction_type)
     np.testing.assert_array_equal(said.denoised, named(MIXING, x, schedule[1], COND).denoised)
     assert_says(said, truth(denoise, x, schedule[1], 4.0, 1.0, prediction_type), 1e-5)
+    plain = kd.guided(denoise, 4.0, UNCOND)(MIXING, x, schedule[1], COND)
+    assert relative_error(said.denoised, plain.denoised) > 0.01
 
 
 def test_rescaling_a_constant_image_changes_nothing_and_has_a_gradient():
@@ -274,7 +285,7 @@ def test_everything_composes_in_one_program():
     scales = np.linspace(1, 4, 5, dtype=np.float32)
     level = float(row.sigma)
     negative = COND[::-1].copy()
-    options = {"per_step": True, "interval": (level / 2, level * 2), "rescale": 0.7}
+    options: dict[str, Any] = {"per_step": True, "interval": (level / 2, level * 2), "rescale": 0.7}
     guided = kd.guided(kd.thresholded(mixing, 0.9, 2.0), scales, negative, **options)
     denoise = kd.clipped(guided, 0.4)
     out = kd.sample(denoise, MIXING, schedule, x, cond=COND)
@@ -284,7 +295,7 @@ def test_everything_composes_in_one_program():
     np.testing.assert_array_equal(said, np.clip(expected, -0.4, 0.4))
     # Another scale, interval, share and negative condition: the same program.
     size = kd.sample.__globals__["_sample"]._cache_size()
-    other = {"per_step": True, "interval": (0.1, 7.0), "rescale": 0.1}
+    other: dict[str, Any] = {"per_step": True, "interval": (0.1, 7.0), "rescale": 0.1}
     again = kd.guided(kd.thresholded(mixing, 0.9, 2.0), 2 * scales, 3 * negative, **other)
     assert (
         relative_error(kd.sample(kd.clipped(again, 0.3), MIXING, schedule, x, cond=COND), out) > 0

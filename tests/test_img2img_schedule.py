@@ -116,7 +116,9 @@ def test_slerp_of_noises_without_an_angle_is_straight_and_has_gradients(case):
         straight = (1 - fraction) * first + fraction * second
         assert relative_error(got, straight) < 1e-6
     for argument in (0, 1, 2):
-        gradient = jax.grad(lambda *a: kd.slerp(*a).sum(), argument)(first, second, fraction)
+        gradient = jax.grad(lambda a, b, f: kd.slerp(a, b, f).sum(), argument)(
+            first, second, fraction
+        )
         assert np.all(np.isfinite(gradient))
 
 
