@@ -110,7 +110,8 @@ def learn(
     def update(theta: jax.Array, state: Any, params: Any, data: Any) -> Any:
         def loss(theta: jax.Array) -> jax.Array:
             z, cond, target = data
-            schedule = kd.dpm2_schedule(noise, sigmas=to_grid(theta, ends))
+            levels: Any = to_grid(theta, ends)
+            schedule = kd.dpm2_schedule(noise, sigmas=levels)
             return jnp.mean(squared_errors(run(denoise, params, schedule, z, cond), target))
 
         value, slope = jax.value_and_grad(loss)(theta)
@@ -137,7 +138,9 @@ def in_batches(call: Any, batch: int, *arrays: Any) -> np.ndarray:
     return np.concatenate([np.asarray(part) for part in parts])
 
 
-def draw_data(params: Any, key: jax.Array, count: int, batch: int) -> tuple[jax.Array, ...]:
+def draw_data(
+    params: Any, key: jax.Array, count: int, batch: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(z, labels, target): noise, classes in turn, and where a fine run from there ends."""
     fine = digits.digits_schedule("dpm2", REFERENCE_STEPS)
     z = jax.random.normal(key, (count, 28, 28, 1))

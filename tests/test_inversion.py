@@ -56,7 +56,7 @@ def test_the_table_of_dpm2_is_its_formula():
     up = kd.inversion_schedule(kd.dpm2_schedule(NOISE, sigmas=[16, 4, 1]))
     rows = up.rows
     np.testing.assert_array_equal(rows.sigma, [1, 2, 4, 8])
-    np.testing.assert_allclose(rows.timestep, NOISE.timestep_at([1, 2, 4, 8]), 1e-7)
+    np.testing.assert_allclose(rows.timestep, NOISE.timestep_at(np.array([1, 2, 4, 8])), 1e-7)
     np.testing.assert_allclose(rows.input_scale, 1 / np.sqrt(1 + np.array([1, 4, 16, 64])), 1e-7)
     np.testing.assert_array_equal(rows.anchor_weight, [0, 1, 0, 1])
     np.testing.assert_array_equal(rows.denoised_weight, [1, 0, 1, 0])

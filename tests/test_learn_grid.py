@@ -59,7 +59,7 @@ def test_levels_descend_inside_the_ends_whatever_theta_is(theta):
 
 def test_theta_of_a_grid_is_that_grid_moved_off_the_ends():
     inside = np.geomspace(100, 0.02, 6)
-    again = learn_grid.to_grid(learn_grid.from_grid(inside, ENDS), ENDS)
+    again = np.asarray(learn_grid.to_grid(learn_grid.from_grid(inside, ENDS), ENDS))
     np.testing.assert_allclose(again, inside, 1e-5)
     whole = np.geomspace(ENDS[1], ENDS[0], 6)
     again = np.asarray(learn_grid.to_grid(learn_grid.from_grid(whole, ENDS), ENDS))
