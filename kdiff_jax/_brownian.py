@@ -52,14 +52,15 @@ def _increment(
     u0, u1 = _place(path, left), _place(path, reached)
     (there, names), (here, others) = _heights(u1, path.depth), _heights(u0, path.depth)
 
-    def add(w: jax.Array, term: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        height, name = term
+    def add(carry: tuple[jax.Array, jax.Array], term: tuple[jax.Array, jax.Array]) -> Any:
+        (w, keys), (height, name) = carry, term
         z = normal(keys, (jnp.uint32(_DOMAIN), name), shape[1:])
-        return w + column(height, z) * z, None
+        return (w + column(height, z) * z, keys), None
 
-    # One draw in the program, and no array of the sample's size but the sum.
+    # One draw in the program, and no array of the sample's size but the sum. The keys are carried
+    # since JAX 0.6, in reverse mode, cannot move what is the same in every pass out of the loop.
     terms = jnp.concatenate([there, -here]), jnp.concatenate([names, others])
-    w = jax.lax.scan(add, jnp.zeros(shape, jnp.float32), terms)[0]
+    (w, _), _ = jax.lax.scan(add, (jnp.zeros(shape, jnp.float32), keys), terms)
     length = jnp.abs(u1 - u0)
     return w / column(jnp.sqrt(jnp.where(length > 0, length, 1)), w)
 
