@@ -132,5 +132,6 @@ def test_slerp_in_float64_and_in_low_precision():
 
 @pytest.mark.parametrize("shapes", [((2, 3), (2, 4)), ((), ())])
 def test_slerp_refuses_other_shapes(shapes):
+    first, second = map(jnp.ones, shapes)
     with pytest.raises(ValueError, match="differ"):
-        kd.slerp(*map(jnp.ones, shapes), 0.5)
+        kd.slerp(first, second, 0.5)

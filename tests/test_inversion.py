@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from samplers import MIXING, NOISE, SAMPLERS, relative_error
 import kdiff_jax as kd
 
 MEAN, STD = 0.5, 0.8
-BUILDERS = {"dpm2": kd.dpm2_schedule, "euler": kd.euler_schedule}
+BUILDERS: dict[str, Any] = {"dpm2": kd.dpm2_schedule, "euler": kd.euler_schedule}
 mixing = kd.denoiser(sp.mixing_model)
 
 

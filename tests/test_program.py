@@ -210,7 +210,7 @@ THETA: dict[str, Any] = {
     "sigma_min": 0.05,
     "rho": 6.0,
 }
-GRIDS = {
+GRIDS: dict[str, Any] = {
     "euler": kd.euler_schedule,
     "dpm2": kd.dpm2_schedule,
     "ancestral": kd.dpm2_ancestral_schedule,
