@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-
 from typing import Any
 
 import jax

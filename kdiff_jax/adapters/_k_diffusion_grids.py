@@ -4,12 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._checks import check_int, check_number, common_namespace, is_traced
 from kdiff_jax._denoise import per_sample
-from kdiff_jax._spacing import exponential_sigmas, karras_sigmas
+from kdiff_jax._grids import (
+    exponential_sigmas,
+    karras_sigmas,
+    polyexponential_sigmas,
+    vp_sigmas,
+)
 
 
 def append_zero(sigmas: Any) -> Any:
@@ -53,7 +57,7 @@ def get_sigmas_karras(n: int, sigma_min: Any, sigma_max: Any, rho: Any = 7.0) ->
     Source: `get_sigmas_karras` of k-diffusion.
     """
     n, low, high = _check(n, sigma_min, sigma_max)
-    return append_zero(karras_sigmas(n, low, high, check_number("rho", rho, above=0)))
+    return append_zero(karras_sigmas(n, low, high, rho))
 
 
 def get_sigmas_exponential(n: int, sigma_min: Any, sigma_max: Any) -> Any:
@@ -84,12 +88,7 @@ def get_sigmas_polyexponential(n: int, sigma_min: Any, sigma_max: Any, rho: Any 
     Source: `get_sigmas_polyexponential` of k-diffusion.
     """
     n, low, high = _check(n, sigma_min, sigma_max)
-    xp, low, high, rho, u = common_namespace(
-        low, high, check_number("rho", rho, above=0), np.linspace(1, 0, n)
-    )
-    # 0^rho has no slope in rho, so its input is masked.
-    ramp = xp.where(u > 0, xp.where(u > 0, u, 1) ** rho, 0)
-    return append_zero(xp.exp(xp.log(low) + ramp * (xp.log(high) - xp.log(low))))
+    return append_zero(polyexponential_sigmas(n, low, high, rho))
 
 
 def get_sigmas_vp(n: int, beta_d: Any = 19.9, beta_min: Any = 0.1, eps_s: Any = 1e-3) -> Any:
@@ -113,15 +112,7 @@ def get_sigmas_vp(n: int, beta_d: Any = 19.9, beta_min: Any = 0.1, eps_s: Any = 
 
     Source: `get_sigmas_vp` of k-diffusion; Song et al. 2020 (arXiv:2011.13456), appendix C.
     """
-    n = check_int("n", n, 1)
-    xp, beta_d, beta_min, eps_s, u = common_namespace(
-        check_number("beta_d", beta_d, above=0),
-        check_number("beta_min", beta_min, above=0),
-        check_number("eps_s", eps_s, above=0),
-        np.linspace(0, 1, n),
-    )
-    t = 1 + u * (eps_s - 1)
-    return append_zero(xp.sqrt(xp.expm1(beta_d * t**2 / 2 + beta_min * t)))
+    return append_zero(vp_sigmas(n, beta_d=beta_d, beta_min=beta_min, eps_s=eps_s))
 
 
 def get_ancestral_step(sigma_from: Any, sigma_to: Any, eta: Any = 1.0) -> tuple[Any, Any]:

@@ -37,7 +37,6 @@ from kdiff_jax._dpm2 import dpm2_ancestral_schedule, dpm2_schedule
 from kdiff_jax._euler import euler_schedule
 from kdiff_jax._lcm import noise_factors
 from kdiff_jax._noise import given_noise, row_noise
-from kdiff_jax._noise_schedule import noise_schedule
 from kdiff_jax._sample import sample
 from kdiff_jax._schedule import Schedule
 from kdiff_jax._step import check_sample
@@ -292,9 +291,8 @@ def _run(
 
 
 def _noise_of(model: Any) -> Any:
-    """The noise levels that a table takes its timesteps from."""
-    # A plain model is told sigma and reads no timestep, so any noise levels do.
-    return model.noise if isinstance(model, DiscreteDenoiser) else noise_schedule()
+    """The noise levels that a table takes its timesteps from; a plain model is told sigma."""
+    return model.noise if isinstance(model, DiscreteDenoiser) else None
 
 
 def _levels(sigmas: Any) -> tuple[Any, bool]:
