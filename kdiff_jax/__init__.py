@@ -10,6 +10,8 @@ from kdiff_jax._denoise import thresholded as thresholded
 from kdiff_jax._dpm2 import dpm2_ancestral_schedule as dpm2_ancestral_schedule
 from kdiff_jax._dpm2 import dpm2_schedule as dpm2_schedule
 from kdiff_jax._euler import euler_schedule as euler_schedule
+from kdiff_jax._flow import FlowSchedule as FlowSchedule
+from kdiff_jax._flow import flow_schedule as flow_schedule
 from kdiff_jax._grids import align_your_steps_sigmas as align_your_steps_sigmas
 from kdiff_jax._grids import beta_sigmas as beta_sigmas
 from kdiff_jax._grids import exponential_sigmas as exponential_sigmas
@@ -32,6 +34,8 @@ from kdiff_jax._noise import initial_sample as initial_sample
 from kdiff_jax._noise import row_noise as row_noise
 from kdiff_jax._noise_schedule import NoiseSchedule as NoiseSchedule
 from kdiff_jax._noise_schedule import noise_schedule as noise_schedule
+from kdiff_jax._precondition import continuous as continuous
+from kdiff_jax._precondition import edm_denoiser as edm_denoiser
 from kdiff_jax._row import Row as Row
 from kdiff_jax._row import State as State
 from kdiff_jax._sample import sample as sample

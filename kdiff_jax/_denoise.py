@@ -13,7 +13,7 @@ from kdiff_jax._checks import check_choice, check_number, is_traced
 from kdiff_jax._noise_schedule import state_dtype
 from kdiff_jax._schedule import Row
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
 @jax.tree_util.register_dataclass
@@ -69,23 +69,45 @@ class Denoiser:
         x = x.astype(state_dtype(x))
         scale = per_sample(row.input_scale, x)
         xs = scale * x
-        timestep = jnp.broadcast_to(jnp.asarray(row.timestep, jnp.float32), x.shape[:1])
-        network_input = xs if self.dtype is None else xs.astype(self.dtype)
-        extra = () if cond is None else (cond,)
-        out = jnp.asarray(self.model_fn(params, network_input, timestep, *extra))
-        if out.shape != x.shape:
-            raise ValueError(
-                f"model_fn returned shape {out.shape} for a sample of shape {x.shape}; expected "
-                "the same shape: cut off learned variances, or move the channels."
-            )
-        out = out.astype(x.dtype)
+        out = ask(self.model_fn, params, xs, row.timestep, cond, self.dtype)
         alpha, sigma = per_sample(row.alpha, x), per_sample(row.sigma, x)
+        if self.prediction_type == "flow_prediction":
+            return Prediction(x - sigma * out, x + alpha * out)
         if self.prediction_type == "epsilon":
             return Prediction((x - sigma * out) / alpha, out)
         if self.prediction_type == "v_prediction":
             a, s = scale * alpha, scale * sigma
             return Prediction(a * xs - s * out, s * xs + a * out)
         return Prediction(out, _epsilon_of(out, x, row))
+
+
+def ask(
+    model_fn: Callable[..., Any], params: Any, xs: jax.Array, time: Any, cond: Any, dtype: Any
+) -> jax.Array:
+    """What the network says of its input at a time, [B] float32; in the dtype of the sample."""
+    time = jnp.broadcast_to(jnp.asarray(time, jnp.float32), xs.shape[:1])
+    extra = () if cond is None else (cond,)
+    out = jnp.asarray(
+        model_fn(params, xs if dtype is None else xs.astype(dtype), time, *extra),
+    )
+    if out.shape != xs.shape:
+        raise ValueError(
+            f"model_fn returned shape {out.shape} for a sample of shape {xs.shape}; expected "
+            "the same shape: cut off learned variances, or move the channels."
+        )
+    return out.astype(xs.dtype)
+
+
+def check_network(model_fn: Any, dtype: Any) -> Any:
+    """The dtype of a network's input as one, or None."""
+    if not callable(model_fn):
+        raise ValueError(
+            f"model_fn = {model_fn!r} is not callable; pass a function "
+            "model_fn(params, x, timestep) or model_fn(params, x, timestep, cond)."
+        )
+    if dtype is not None and not jnp.issubdtype(dtype := jnp.dtype(dtype), jnp.floating):
+        raise ValueError(f"dtype = {dtype} is no floating dtype; pass one, or None.")
+    return dtype
 
 
 def denoiser(
@@ -96,15 +118,17 @@ def denoiser(
     With `xs = input_scale * x`, `a = input_scale * alpha`, `s = input_scale * sigma` and `out`
     what the network says of xs:
 
-        epsilon        D = (x - sigma * out) / alpha     epsilon = out
-        v_prediction   D = a * xs - s * out              epsilon = s * xs + a * out
-        sample         D = out                           epsilon = (x - alpha * D) / sigma
+        epsilon          D = (x - sigma * out) / alpha     epsilon = out
+        v_prediction     D = a * xs - s * out              epsilon = s * xs + a * out
+        sample           D = out                           epsilon = (x - alpha * D) / sigma
+        flow_prediction  D = x - sigma * out               epsilon = x + alpha * out
 
     Args:
       model_fn: `model_fn(params, x, timestep)`, or `model_fn(params, x, timestep, cond)` where
         cond is given; x [B, ...], timestep [B] float32, the same shape as x back. Pass weights as
         params and keep one function: a fresh lambda, or a bound method, for each call retraces.
-      prediction_type: "epsilon", "v_prediction" or "sample".
+      prediction_type: "epsilon", "v_prediction" or "sample"; "flow_prediction", the velocity
+        `eps - x0`, or "sample" on the schedules of `kd.flow_schedule`.
       dtype: what the network's input is cast to, e.g. jnp.bfloat16; None leaves it float32. The
         sample itself stays in float32 at least, and the timestep in float32.
 
@@ -123,18 +147,11 @@ def denoiser(
       (2, 8)
 
     Source: Karras et al. 2022 (arXiv:2206.00364), section 5; Salimans and Ho 2022
-    (arXiv:2202.00512), appendix D; `convert_model_output` of diffusers.
+    (arXiv:2202.00512), appendix D; Liu et al. 2022 (arXiv:2209.03003) for flow_prediction;
+    `convert_model_output` of diffusers.
     """
-    if not callable(model_fn):
-        raise ValueError(
-            f"model_fn = {model_fn!r} is not callable; pass a function "
-            "model_fn(params, x, timestep) or model_fn(params, x, timestep, cond)."
-        )
+    dtype = check_network(model_fn, dtype)
     check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-    if dtype is not None:
-        dtype = jnp.dtype(dtype)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"dtype = {dtype} is no floating dtype; pass one, or None.")
     return Denoiser(model_fn, prediction_type, dtype)
 
 
@@ -172,7 +189,7 @@ def clipped(denoise: Denoise, clip_range: ArrayLike = 1.0) -> Clipped:
 
     Source: `clip_sample` of diffusers' LCMScheduler.
     """
-    return Clipped(as_pytree(denoise), _leaf("clip_range", clip_range, above=0))
+    return Clipped(as_pytree(denoise), as_leaf("clip_range", clip_range, above=0))
 
 
 @jax.tree_util.register_dataclass
@@ -222,8 +239,8 @@ def thresholded(
         raise ValueError(f"ratio = {ratio} is no quantile; expected it in (0, 1].")
     return Thresholded(
         as_pytree(denoise),
-        _leaf("ratio", ratio, above=0),
-        _leaf("sample_max_value", sample_max_value, at_least=1),
+        as_leaf("ratio", ratio, above=0),
+        as_leaf("sample_max_value", sample_max_value, at_least=1),
     )
 
 
@@ -276,8 +293,8 @@ def consistency(
     """
     return Consistency(
         as_pytree(denoise),
-        _leaf("timestep_scaling", timestep_scaling, above=0),
-        _leaf("sigma_data", sigma_data, above=0),
+        as_leaf("timestep_scaling", timestep_scaling, above=0),
+        as_leaf("sigma_data", sigma_data, above=0),
     )
 
 
@@ -308,7 +325,7 @@ def as_float(value: Any) -> jax.Array:
     return jnp.asarray(value, jax.dtypes.canonicalize_dtype(np.float64))
 
 
-def _leaf(name: str, value: Any, **bounds: float) -> jax.Array:
+def as_leaf(name: str, value: Any, **bounds: float) -> jax.Array:
     if not is_traced(value):
         for number in np.ravel(np.asarray(value, object)):
             check_number(name, number, **bounds)

@@ -6,9 +6,13 @@
     churn      s0 is raised to s0 * (1 + gamma) before the step, by noise that the row before adds
 
 epsilon = (x - D) / s0 is the slope dx/dsigma of the probability-flow ODE, epsilon_m the same at
-the midpoint. Lu et al. 2022 (arXiv:2206.00927), DPM-Solver-2 with r = 1/2; Karras et al. 2022
+the midpoint. On a rectified flow x = (1 - s) x0 + s eps, so D is weighted too, by what 1 - s
+becomes at the midpoint, and by its change in the landing: the slope is epsilon - D.
+
+Lu et al. 2022 (arXiv:2206.00927), DPM-Solver-2 with r = 1/2; Karras et al. 2022
 (arXiv:2206.00364); `sample_dpm_2` and `sample_dpm_2_ancestral` of k-diffusion,
-`KDPM2DiscreteScheduler` and `KDPM2AncestralDiscreteScheduler` of diffusers.
+`KDPM2DiscreteScheduler` and `KDPM2AncestralDiscreteScheduler` of diffusers; on a flow,
+`sample_dpm_2` and `sample_dpm_2_ancestral_RF` of ComfyUI.
 """
 
 import math
@@ -17,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from kdiff_jax._ancestral import ancestral_split
+from kdiff_jax._ancestral import step_split
 from kdiff_jax._checks import common_namespace
 from kdiff_jax._churn import churned, may_churn
+from kdiff_jax._flow import FlowSchedule
 from kdiff_jax._noise_schedule import NoiseSchedule
 from kdiff_jax._schedule import Schedule, build_schedule
 from kdiff_jax._spacing import Grid, inference_grid
@@ -32,10 +37,10 @@ def _fill(
     deterministic: bool,
     churn: tuple[Any, Any] | None = None,
 ) -> Schedule:
-    s_down, s_up = ancestral_split(grid.sigmas, eta, s_noise)
+    s_down, s_up, keep = step_split(grid.sigmas, eta, s_noise, grid.flow)
     raised, added = churn or (grid.sigmas, np.zeros(grid.sigmas.shape))
-    xp, start, levels, s0, added, timestep, s_down, s_up = common_namespace(
-        grid.init_noise_sigma, grid.sigmas, raised, added, grid.timesteps, s_down, s_up
+    xp, start, levels, s0, added, timestep, s_down, s_up, keep = common_namespace(
+        grid.init_noise_sigma, grid.sigmas, raised, added, grid.timesteps, s_down, s_up, keep
     )
     if churn is not None:  # the network is told the level that the sample was raised to
         timestep = xp.where(s0 > levels, grid.timestep_at(s0), timestep)
@@ -49,16 +54,17 @@ def _fill(
         return xp.concatenate([xp.stack(pair, -1).reshape(-1), parts[2].reshape(1)])
 
     sigma = rows(s0[:-1], sm, s0[-1])
+    alpha_change = grid.alpha_at(s_down) - grid.alpha_at(s0[:-1])
     columns = {
         "index": np.arange(num_rows),
         "step": np.arange(num_rows) // 2,
         "timestep": rows(timestep[:-1], grid.timestep_at(sm), timestep[-1]),
-        "alpha": 1.0,
+        "alpha": grid.alpha_at(sigma),
         "sigma": sigma,
-        "input_scale": 1 / xp.sqrt(1 + sigma**2),
-        "anchor_weight": rows(0, 1, 0),
-        "denoised_weight": rows(1, 0, 1),
-        "epsilon_weight": rows(sm, s_down - s0[:-1], 0),
+        "input_scale": grid.input_scale_at(sigma),
+        "anchor_weight": rows(0, keep, 0),
+        "denoised_weight": rows(grid.alpha_at(sm), keep * alpha_change, 1),
+        "epsilon_weight": rows(sm, keep * (s_down - s0[:-1]), 0),
         # The churn of a step is added by the row before it.
         "noise_weight": rows(0, s_up + added[1:], 0),
         "advances": rows(False, True, True),
@@ -68,14 +74,15 @@ def _fill(
         xp.concatenate([levels, xp.zeros(1, levels.dtype)]),
         xp.hypot(start, added[0]),
         deterministic=deterministic,
-        unit_alpha=True,
-        alternating=True,
+        unit_alpha=not grid.flow,
+        alternating=not grid.flow,
         zero_terminal_snr=grid.zero_terminal_snr,
+        flow=grid.flow,
     )
 
 
 def dpm2_schedule(
-    noise: NoiseSchedule | None,
+    noise: NoiseSchedule | FlowSchedule | None,
     num_steps: int | None = None,
     *,
     s_churn: Any = 0.0,
@@ -97,6 +104,8 @@ def dpm2_schedule(
 
     From s0 to s1, with `sm = sqrt(s0 * s1)` and `epsilon_m` at the midpoint:
     `x_m = D + sm * epsilon`, then `x_next = x + (s1 - s0) * epsilon_m`; the last step is `D`.
+    On a rectified flow `x_m = (1 - sm) * D + sm * epsilon` and
+    `x_next = x + (s1 - s0) * (epsilon_m - D_m)`.
 
     Churn starts a step from a raised level, `s0 * (1 + gamma)` in place of s0, with
     `gamma = min(s_churn / N, sqrt(2) - 1)` where `s_tmin <= s0 <= s_tmax` and 0 elsewhere. The
@@ -105,14 +114,16 @@ def dpm2_schedule(
 
     Args:
       noise: the noise levels of training. One with zero terminal SNR ends in abar = 2**-24, a
-        sigma of 4096, as in diffusers' Euler. None: the network is told sigma as its timestep.
+        sigma of 4096, as in diffusers' Euler. A rectified flow from `kd.flow_schedule`. None: the
+        network is told sigma as its timestep.
       num_steps: N; left out where timesteps or sigmas are given.
       s_churn: scalar or [N], how much noise the steps take up and remove again; may be traced.
       s_tmin, s_tmax: the noise levels between which there is churn, both included; may be traced.
       s_noise: scalar or [N], multiplies the noise of the churn; its first value that of the first
         step. May be traced.
       timestep_spacing: "linspace" (N values from T - 1 to 0), "leading" or "trailing"; "leading"
-        also makes init_noise_sigma `sqrt(sigma_max^2 + 1)` instead of sigma_max.
+        also makes init_noise_sigma `sqrt(sigma_max^2 + 1)` instead of sigma_max. A rectified flow
+        has "linspace" (1 to its sigma_min) and "trailing" (`1 - i / N`), then shifted.
       steps_offset: added to the timesteps of "leading".
       grid: None takes the sigmas of those timesteps. "karras", "exponential", "polyexponential",
         "vp", "beta", "kl_optimal" and "laplace" run from the first to the last of them in their
@@ -120,7 +131,8 @@ def dpm2_schedule(
         whose result with other parameters goes into sigmas. "normal", "simple", "sgm_uniform",
         "ddim_uniform" and "beta_timesteps" have timesteps of their own, as in ComfyUI: even ones
         from T - 1 to 0, `T - 1 - floor(i T / N)`, even ones without the last 0,
-        `1 + i (T // N)`, and `kd.beta_timesteps`.
+        `1 + i (T // N)`, and `kd.beta_timesteps`. A rectified flow has neither these nor "vp" and
+        "laplace"; the others run from 1 down to the last level of its spacing, unshifted.
       rho: the exponent of a Karras (7 by default) or polyexponential (1) grid.
       sigma_min, sigma_max: ends of a grid in place of those of the timestep spacing; needed where
         noise is None. These three may be traced, for sweeps and gradients.
@@ -141,7 +153,7 @@ def dpm2_schedule(
       ValueError: N that is no positive integer, unknown names, two grids at once, leading or
         trailing with N > T, an offset past T - 1, ends in the wrong order, lists that do not
         descend, noise=None with anything that needs training timesteps; s_churn, s_tmin, s_tmax
-        or s_noise negative, s_tmin above s_tmax.
+        or s_noise negative, s_tmin above s_tmax; churn or rounding on a rectified flow.
 
     Example:
       >>> import kdiff_jax as kd
@@ -169,13 +181,19 @@ def dpm2_schedule(
         round_timesteps=round_timesteps,
         discard_penultimate=discard_penultimate,
     )
+    if levels.flow and may_churn(s_churn):
+        raise ValueError(
+            f"s_churn = {s_churn} on a rectified flow: the noise that churn adds would take the "
+            "sample off the line alpha + sigma = 1 that the network knows; leave it out, or take "
+            "dpm2_ancestral_schedule, whose noise stays on the line."
+        )
     churn = churned(levels.sigmas, s_churn, s_tmin, s_tmax, s_noise)
     deterministic = not may_churn(s_churn)
     return _fill(levels, eta=0.0, s_noise=0.0, deterministic=deterministic, churn=churn)
 
 
 def dpm2_ancestral_schedule(
-    noise: NoiseSchedule | None,
+    noise: NoiseSchedule | FlowSchedule | None,
     num_steps: int | None = None,
     *,
     eta: Any = 1.0,
@@ -197,11 +215,14 @@ def dpm2_ancestral_schedule(
     `s_down = s1 * sqrt((1 - eta)(1 + eta) + (eta r)^2)`, `s_up = s1 * eta * sqrt(q)`,
     `sm = sqrt(s0 * s_down)`; `x_next = x + (s_down - s0) * epsilon_m + s_up * s_noise * z`.
     eta = 0 gives the table of `dpm2_schedule`; the last step draws no noise.
+    On a rectified flow `s_down = s1 * (1 - eta * (s0 - s1) / s0)`, the step to it is multiplied by
+    `keep = (1 - s1) / (1 - s_down)`, and `s_up = sqrt(s1^2 - (keep * s_down)^2)`.
 
     Args:
-      noise: as for `dpm2_schedule`, zero terminal SNR and None included.
+      noise: as for `dpm2_schedule`, zero terminal SNR, a rectified flow and None included.
       num_steps: N; left out where timesteps or sigmas are given.
-      eta: scalar or [N], 0 to below `1 / sqrt(q)` of every step; may be traced.
+      eta: scalar or [N], 0 to below `1 / sqrt(q)` of every step, `s0 / (s0 - s1)` on a flow; may
+        be traced.
       s_noise: scalar or [N], multiplies the noise; may be traced.
       timestep_spacing, steps_offset, grid, rho, sigma_min, sigma_max, timesteps, sigmas,
         round_timesteps, discard_penultimate: as for `dpm2_schedule`.

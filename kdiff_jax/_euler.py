@@ -2,6 +2,7 @@
 
     x_next = D + sigma_down * epsilon + sigma_up * s_noise * z
 
+On a rectified flow, where x = (1 - sigma) x0 + sigma eps, D is weighted by 1 - sigma_next.
 Karras et al. 2022 (arXiv:2206.00364), Algorithm 1 without its second-order correction;
 `sample_euler` and `sample_euler_ancestral` of k-diffusion.
 """
@@ -11,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from kdiff_jax._ancestral import ancestral_split
+from kdiff_jax._ancestral import step_split
 from kdiff_jax._checks import common_namespace
+from kdiff_jax._flow import FlowSchedule
 from kdiff_jax._noise_schedule import NoiseSchedule
 from kdiff_jax._schedule import Schedule, build_schedule
 from kdiff_jax._spacing import inference_grid
 
 
 def euler_schedule(
-    noise: NoiseSchedule | None,
+    noise: NoiseSchedule | FlowSchedule | None,
     num_steps: int | None = None,
     *,
     eta: Any = None,
@@ -41,7 +43,7 @@ def euler_schedule(
     in `dpm2_ancestral_schedule` and no noise in the closing step.
 
     Args:
-      noise: as for `dpm2_schedule`, zero terminal SNR and None included.
+      noise: as for `dpm2_schedule`, zero terminal SNR, a rectified flow and None included.
       num_steps: N; left out where timesteps or sigmas are given.
       eta: scalar or [N], how much of each step is noise; None, the default, promises a table
         without noise, whereas eta = 0 is one value of a table that may have some.
@@ -77,18 +79,23 @@ def euler_schedule(
         round_timesteps=round_timesteps,
         discard_penultimate=discard_penultimate,
     )
-    s_down, s_up = ancestral_split(levels.sigmas, 0.0 if eta is None else eta, s_noise)
-    xp, s0, s_down, s_up, end = common_namespace(levels.sigmas, s_down, s_up, np.zeros(1))
+    s_down, s_up, keep = step_split(
+        levels.sigmas, 0.0 if eta is None else eta, s_noise, levels.flow
+    )
+    xp, s0, s_down, s_up, keep, end = common_namespace(
+        levels.sigmas, s_down, s_up, keep, np.zeros(1)
+    )
+    reached = xp.concatenate([s0[1:], end])
     columns = {
         "index": np.arange(len(s0)),
         "step": np.arange(len(s0)),
         "timestep": levels.timesteps,
-        "alpha": 1.0,
+        "alpha": levels.alpha_at(s0),
         "sigma": s0,
-        "input_scale": 1 / xp.sqrt(1 + s0**2),
+        "input_scale": levels.input_scale_at(s0),
         "anchor_weight": 0.0,
-        "denoised_weight": 1.0,
-        "epsilon_weight": xp.concatenate([s_down, end]),
+        "denoised_weight": levels.alpha_at(reached),
+        "epsilon_weight": xp.concatenate([keep * s_down, end]),
         "noise_weight": xp.concatenate([s_up, end]),
         "advances": True,
     }
@@ -98,6 +105,7 @@ def euler_schedule(
         levels.init_noise_sigma,
         deterministic=eta is None,
         anchorless=True,
-        unit_alpha=True,
+        unit_alpha=not levels.flow,
         zero_terminal_snr=levels.zero_terminal_snr,
+        flow=levels.flow,
     )

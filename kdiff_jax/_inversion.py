@@ -93,6 +93,7 @@ def inversion_schedule(schedule: Schedule) -> Schedule:
         deterministic=True,
         anchorless=schedule.anchorless,
         unit_alpha=schedule.unit_alpha,
+        flow=schedule.flow,
     )
 
 

@@ -81,10 +81,12 @@ def sample(
     Raises:
       ValueError: neither key nor noise_fn for a stochastic schedule; a noise_fn for one that
         draws no noise, or one that returns another shape; an epsilon network on a schedule with
-        zero terminal SNR; a sample without a batch axis or not of a floating dtype; a stack of
-        another number of tables than samples, or with save_fn; unroll that is no positive
-        integer; an unknown remat; either of these two with a padded schedule, whose loop is no
-        scan and has no reverse mode (differentiating it says so too; forward mode works).
+        zero terminal SNR; on a schedule of a rectified flow a network of another type than
+        flow_prediction or sample, or flow_prediction elsewhere; a sample without a batch axis or
+        not of a floating dtype; a stack of another number of tables than samples, or with
+        save_fn; unroll that is no positive integer; an unknown remat; either of these two with a
+        padded schedule, whose loop is no scan and has no reverse mode (differentiating it says so
+        too; forward mode works).
       ImportError: progress without tqdm.
 
     Example:
@@ -119,12 +121,7 @@ def sample(
                 "it; leave it out, or take a schedule that does: dpm2_ancestral_schedule, "
                 "euler_schedule with an eta, lcm_schedule."
             )
-    if schedule.zero_terminal_snr and prediction_type_of(denoise) == "epsilon":
-        raise ValueError(
-            "prediction_type='epsilon' says nothing about x0 where rescale_zero_terminal_snr=True "
-            "leaves no signal (alpha = 0 or next to it); use a v_prediction or sample network, or "
-            "a noise schedule without the rescaling."
-        )
+    _check_network(schedule, prediction_type_of(denoise))
     x = check_sample(x)
     unroll = check_int("unroll", unroll, 1)
     check_choice("remat", remat, ("none", "rows", "segments"))
@@ -135,6 +132,26 @@ def sample(
     call = functools.partial(_sample, as_pytree(denoise), params, schedule, x, keys, cond)
     run = functools.partial(call, noise_fn, save_fn, bar, unroll=unroll, remat=remat)
     return run() if bar is None else _progress.watch(bar, run)
+
+
+def _check_network(schedule: Schedule, said: str | None) -> None:
+    if schedule.flow and said not in ("flow_prediction", "sample", None):
+        raise ValueError(
+            f"prediction_type={said!r} on a schedule of a rectified flow, which begins where "
+            "no signal is left; pass prediction_type='flow_prediction' to kd.denoiser, or "
+            "'sample' if the network says x0, or build the schedule from kd.noise_schedule."
+        )
+    if said == "flow_prediction" and not schedule.flow:
+        raise ValueError(
+            "prediction_type='flow_prediction' on a schedule that is not of a rectified flow; "
+            "build it from kd.flow_schedule(...)."
+        )
+    if schedule.zero_terminal_snr and said in ("epsilon", "edm"):
+        raise ValueError(
+            f"prediction_type={said!r} says nothing about x0 where rescale_zero_terminal_snr=True "
+            "leaves no signal (alpha = 0 or next to it); use a v_prediction or sample network, or "
+            "a noise schedule without the rescaling."
+        )
 
 
 def _check_loop(schedule: Schedule, x: jax.Array, save_fn: Any, unroll: int, remat: str) -> None:

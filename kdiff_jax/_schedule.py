@@ -41,6 +41,7 @@ class Schedule:
         an even `unroll` does not read them.
       zero_terminal_snr: the first row may hold no signal at all (alpha = 0), or for DPM2 and
         Euler next to none (sigma = 4096); refused for an epsilon network.
+      flow: the rows are levels of a rectified flow, alpha + sigma = 1.
     """
 
     rows: Row
@@ -52,6 +53,7 @@ class Schedule:
     unit_alpha: bool = field(default=False, metadata={"static": True})
     alternating: bool = field(default=False, metadata={"static": True})
     zero_terminal_snr: bool = field(default=False, metadata={"static": True})
+    flow: bool = field(default=False, metadata={"static": True})
 
     @property
     def num_steps(self) -> int:

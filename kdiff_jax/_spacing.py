@@ -13,8 +13,8 @@ from kdiff_jax._checks import (
     check_vector,
     common_namespace,
     is_traced,
-    share,
 )
+from kdiff_jax._flow import FlowSchedule, check_flow_grid, flow_levels
 from kdiff_jax._grids import (
     beta_sigmas,
     exponential_sigmas,
@@ -49,6 +49,17 @@ class Grid(NamedTuple):
     init_noise_sigma: Any
     timestep_at: Callable[[Any], Any]  # what the network is told of a level between them
     zero_terminal_snr: bool
+    flow: bool  # alpha + sigma is 1, as on a rectified flow, instead of alpha
+
+    def alpha_at(self, sigma: Any) -> Any:
+        """What x0 is weighted by at a level: `x = alpha * x0 + sigma * eps`."""
+        xp, sigma = common_namespace(sigma)
+        return 1 - sigma if self.flow else xp.ones_like(sigma)
+
+    def input_scale_at(self, sigma: Any) -> Any:
+        """What the sample is multiplied by before the network sees it."""
+        xp, sigma = common_namespace(sigma)
+        return xp.ones_like(sigma) if self.flow else 1 / xp.sqrt(1 + sigma**2)
 
 
 def spaced_timesteps(
@@ -90,7 +101,7 @@ def spaced_timesteps(
 
 
 def inference_grid(
-    noise: NoiseSchedule | None,
+    noise: NoiseSchedule | FlowSchedule | None,
     num_steps: int | None,
     *,
     timestep_spacing: str,
@@ -115,10 +126,15 @@ def inference_grid(
     _check_together(given, rho, timestep_spacing, steps_offset)
     if noise is None:
         _check_without_noise(given, timestep_spacing, steps_offset, round_timesteps)
-        timestep_at: Callable[[Any], Any] = _itself
+    elif isinstance(noise, FlowSchedule):
+        check_flow_grid(grid, sigma_min, sigma_max, timestep_spacing, steps_offset)
+        if round_timesteps:
+            raise ValueError(
+                "round_timesteps=True is about training timesteps, which are whole; a rectified "
+                "flow has none and its network is told T * sigma: leave it out."
+            )
     else:
         noise = finite_sigmas(noise)
-        timestep_at = noise.timestep_at
     if timesteps is not None or sigmas is not None:
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} were given, and each makes a grid; give one.")
@@ -146,8 +162,14 @@ def inference_grid(
         steps = steps.round()
     xp, start = common_namespace(levels[0])
     init_noise_sigma = xp.sqrt(start**2 + 1) if timestep_spacing == "leading" else start
-    no_signal = noise is not None and noise.zero_terminal_snr
-    return Grid(levels, steps, init_noise_sigma, timestep_at, no_signal)
+    return Grid(
+        levels,
+        steps,
+        init_noise_sigma,
+        _itself if noise is None else noise.timestep_at,
+        zero_terminal_snr=isinstance(noise, NoiseSchedule) and noise.zero_terminal_snr,
+        flow=isinstance(noise, FlowSchedule),
+    )
 
 
 def _itself(sigma: Any) -> Any:
@@ -207,7 +229,7 @@ def _check_without_noise(
 
 
 def _levels(
-    noise: NoiseSchedule | None,
+    noise: NoiseSchedule | FlowSchedule | None,
     num_steps: int,
     grid: str | None,
     rho: Any,
@@ -219,6 +241,14 @@ def _levels(
     if noise is None:
         levels = _shaped_sigmas(str(grid), num_steps, low, high, rho)
         return levels, levels
+    if isinstance(noise, FlowSchedule):
+        if grid is None:
+            levels = flow_levels(noise, num_steps, timestep_spacing)
+            return levels, noise.timestep_at(levels)
+        if low is None and grid != "linear_quadratic":
+            low = flow_levels(noise, num_steps, timestep_spacing)[-1]
+        levels = _shaped_sigmas(grid, num_steps, low, 1.0 if high is None else high, rho)
+        return levels, noise.timestep_at(levels)
     count = noise.num_train_timesteps
     if grid in TIMESTEP_GRIDS:
         steps = grid_timesteps(str(grid), count, num_steps)
@@ -252,12 +282,16 @@ def _shaped_sigmas(grid: str, num_steps: int, low: Any, high: Any, rho: Any) -> 
     return levels
 
 
-def _verbatim(noise: NoiseSchedule | None, timesteps: Any, sigmas: Any) -> tuple[Any, Any]:
+def _verbatim(
+    noise: NoiseSchedule | FlowSchedule | None, timesteps: Any, sigmas: Any
+) -> tuple[Any, Any]:
     if sigmas is not None:
         return verbatim_sigmas(noise, sigmas)
     assert noise is not None
     if is_traced(timesteps):
         return noise.sigma_at(timesteps), timesteps
+    if isinstance(noise, FlowSchedule):
+        return verbatim_sigmas(noise, noise.sigma_at(check_vector("timesteps", timesteps)))
     steps = check_vector("timesteps", timesteps)
     last = noise.num_train_timesteps - 1
     if steps.min() < 0 or steps.max() > last:
@@ -270,73 +304,16 @@ def _verbatim(noise: NoiseSchedule | None, timesteps: Any, sigmas: Any) -> tuple
     return noise.sigma_at(steps), steps
 
 
-def verbatim_sigmas(noise: NoiseSchedule | None, sigmas: Any) -> tuple[Any, Any]:
+def verbatim_sigmas(noise: NoiseSchedule | FlowSchedule | None, sigmas: Any) -> tuple[Any, Any]:
     """Given levels, checked, and what the network is told of them."""
     levels = sigmas if is_traced(sigmas) else check_sigmas("sigmas", sigmas)
-    return levels, levels if noise is None else finite_sigmas(noise).timestep_at(levels)
-
-
-def lcm_timesteps(
-    num_train_timesteps: int,
-    num_steps: int | None,
-    original_steps: int,
-    timesteps: Sequence[int] | np.ndarray | None,
-    strength: float,
-) -> np.ndarray:
-    """The timesteps of a latent-consistency run, descending, [N] int64.
-
-    The distillation grid is `(1 .. floor(O * strength)) * (T // O) - 1`; of it, from the top, N
-    are taken at `floor(linspace(0, len, N, endpoint=False))`. Timesteps that were given lose
-    their first ones instead, to the share `strength`.
-
-    Source: Luo et al. 2023 (arXiv:2310.04378), Algorithm 3; `LCMScheduler.set_timesteps`.
-    """
-    if (num_steps is None) == (timesteps is None):
+    if noise is None:
+        return levels, levels
+    if isinstance(noise, NoiseSchedule):
+        return levels, finite_sigmas(noise).timestep_at(levels)
+    if not is_traced(levels) and levels[0] > 1:
         raise ValueError(
-            f"num_steps = {num_steps} and timesteps = {timesteps}; give exactly one of them."
+            f"sigmas begin at {levels[0]}, which is no level of a rectified flow; expected them "
+            "in (0, 1]."
         )
-    if timesteps is not None:
-        steps = _custom_lcm_timesteps(num_train_timesteps, timesteps)
-        return steps[len(steps) - kept_steps(len(steps), strength, "timesteps") :]
-    original_steps = check_int("original_steps", original_steps, 1)
-    if original_steps > num_train_timesteps:
-        raise ValueError(
-            f"original_steps = {original_steps} is more than num_train_timesteps = "
-            f"{num_train_timesteps}; the distillation grid holds whole timesteps: lower it."
-        )
-    num_steps = check_int("num_steps", num_steps, 1)
-    length = share(original_steps, strength)
-    if num_steps > length:
-        raise ValueError(
-            f"num_steps = {num_steps} is more than the {length} timesteps that original_steps = "
-            f"{original_steps} at strength = {strength} holds; take fewer steps, more strength or "
-            "a finer original_steps."
-        )
-    origin = np.arange(1, length + 1) * (num_train_timesteps // original_steps) - 1
-    chosen = np.floor(np.linspace(0, length, num_steps, endpoint=False)).astype(np.int64)
-    return origin[::-1][chosen]
-
-
-def kept_steps(count: int, strength: float, what: str) -> int:
-    """How many of the steps that were given one by one an image-to-image strength keeps."""
-    kept = share(count, strength)
-    if kept < 1:
-        raise ValueError(
-            f"strength = {strength} leaves none of {count} {what}; raise it to at least "
-            f"{1 / count}, or give more {what}."
-        )
-    return kept
-
-
-def _custom_lcm_timesteps(num_train_timesteps: int, timesteps: Any) -> np.ndarray:
-    last = num_train_timesteps - 1
-    steps = check_vector("timesteps", timesteps)
-    if np.any(steps != np.round(steps)):
-        raise ValueError(f"timesteps = {steps.tolist()} are not all whole; round them yourself.")
-    if steps.min() < 0 or steps.max() > last:
-        raise ValueError(
-            f"timesteps = {steps.tolist()} leave [0, {last}], the training timesteps; keep inside."
-        )
-    if np.any(np.diff(steps) >= 0):
-        raise ValueError(f"timesteps = {steps.tolist()} are not strictly descending; sort them.")
-    return steps.astype(np.int64)
+    return levels, noise.timestep_at(levels)

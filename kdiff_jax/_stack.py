@@ -30,7 +30,7 @@ def stack(schedules: Sequence[Schedule]) -> Schedule:
 
     Raises:
       ValueError: no schedules, something else than schedules, stacks among them, float32 tables
-        with float64 ones, tables padded to different sizes.
+        with float64 ones, tables padded to different sizes, a flow's with others.
 
     Example:
       >>> import jax, jax.numpy as jnp, kdiff_jax as kd
@@ -59,6 +59,11 @@ def stack(schedules: Sequence[Schedule]) -> Schedule:
         name: all(getattr(table, name) for table in tables) for name in PROMISES
     }
     facts["zero_terminal_snr"] = any(table.zero_terminal_snr for table in tables)
+    if len({table.flow for table in tables}) > 1:
+        raise ValueError(
+            "some of the tables are levels of a rectified flow and some are not, and no network "
+            "serves both; stack them apart."
+        )
     kinds = {(t.rows.index.shape, t.sigmas.shape, t.length is None) for t in tables}
     if len(kinds) > 1:
         num_rows = max(shape[0] for shape in shapes)

@@ -14,7 +14,8 @@ from scipy.special import betainc
 
 import kdiff_jax as kd
 from kdiff_jax._grids import beta_sigmas, exponential_sigmas, karras_sigmas
-from kdiff_jax._spacing import lcm_timesteps, spaced_timesteps
+from kdiff_jax._spacing import spaced_timesteps
+from kdiff_jax._timestep_grids import lcm_timesteps
 
 X64: Any = jax if hasattr(jax, "enable_x64") else jax.experimental  # before JAX 0.8
 
