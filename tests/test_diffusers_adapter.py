@@ -160,10 +160,12 @@ def test_sampler_overrides_the_class() -> None:
             assert kd_diffusers.from_config(config, sampler=other).name == other
 
 
-def test_flow_matching_is_refused_by_name() -> None:
-    for sampler in (None, *CLASSES):
-        with pytest.raises(ValueError, match=r"FlowMatchEulerDiscreteScheduler.*flow matching"):
-            kd_diffusers.from_config(FLOW, sampler=sampler)
+def test_a_velocity_network_needs_a_flow_matching_config() -> None:
+    for sampler in CLASSES:
+        with pytest.raises(ValueError, match="prediction_type = 'flow_prediction' is not known"):
+            from_keys(sampler, prediction_type="flow_prediction")
+    with pytest.raises(ValueError, match="does not say which sampler"):
+        kd_diffusers.from_config(FLOW)
 
 
 # --- keys ------------------------------------------------------------------------------------
@@ -308,6 +310,10 @@ def test_schedules_are_those_of_the_builders() -> None:
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+FLOW_CLASSES = tuple(
+    f"FlowMatch{name}Scheduler" for name in ("EulerDiscrete", "HeunDiscrete", "LCM")
+)
+
 # --- with diffusers at hand ------------------------------------------------------------------
 
 
@@ -344,6 +350,7 @@ def test_every_class_of_diffusers_is_read_or_refused(diffusers: Any) -> None:
             continue  # needs another package, or arguments of its own
         # CogVideoX shifts its noise levels.
         supported = "beta_schedule" in config and "snr_shift_scale" not in config
+        supported |= class_name in FLOW_CLASSES
         if supported != _is_read(config):
             wrong.append(class_name)
     assert wrong == []
