@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flows import BUILDERS, FLOW, SD3, every_builder
+from samplers import relative_error, run_by_hand
 
 import kdiff_jax as kd
 
@@ -74,7 +75,7 @@ def test_a_traced_eta_has_finite_gradients_at_0():
     def weights(eta):
         return kd.dpm2_ancestral_schedule(SD3, 5, eta=eta).rows.noise_weight
 
-    slopes = jax.jit(jax.jacfwd(weights))
+    slopes = jax.jit(jax.jacrev(weights))
     assert all(np.all(np.isfinite(slopes(eta))) for eta in (0.0, 0.5, 1.0))
 
 
@@ -92,6 +93,24 @@ def test_training_data_and_its_velocity():
         said = denoise(FLOW.velocity(x0, eps), x, row)
         np.testing.assert_allclose(said.denoised, x0, atol=2e-6)
         np.testing.assert_allclose(said.epsilon, eps, atol=2e-6)
+
+
+@every_builder
+def test_runs_by_hand_unrolled_padded_and_resumed_are_one(name):
+    schedule, key = BUILDERS[name](SD3, 4), jax.random.key(1)
+    x, denoise = kd.initial_sample(schedule, key, (2, 8)), kd.denoiser(network, "flow_prediction")
+    whole = kd.sample(denoise, None, schedule, x, key)
+    states = run_by_hand(denoise, None, schedule, x, key)
+    assert relative_error(states[-1].sample, whole) < 1e-6
+    for same in (
+        kd.sample(denoise, None, schedule, x, key, unroll=2),
+        kd.sample(denoise, None, schedule.pad(12), x, key),
+        kd.sample(denoise, None, kd.stack([schedule, schedule]), x, key),
+    ):
+        assert relative_error(same, whole) < 1e-6
+    rest = schedule.start_at(2)
+    halfway = states[schedule.num_rows - rest.num_rows].sample
+    assert relative_error(kd.sample(denoise, None, rest, halfway, key), whole) < 1e-6
 
 
 # --- refusals --------------------------------------------------------------------------------
