@@ -50,7 +50,7 @@ def _fill(
 
     def rows(midpoint: Any, landing: Any, last: Any) -> Any:
         xp, *parts = common_namespace(midpoint, landing, last)
-        pair = [xp.broadcast_to(part, (num_steps - 1,)) for part in parts[:2]]
+        pair = [part if part.shape else xp.full(num_steps - 1, part) for part in parts[:2]]
         return xp.concatenate([xp.stack(pair, -1).reshape(-1), parts[2].reshape(1)])
 
     sigma = rows(s0[:-1], sm, s0[-1])

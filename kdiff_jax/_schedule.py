@@ -319,7 +319,8 @@ def build_schedule(
     def cast(value: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
         if is_traced(value):
             return jnp.broadcast_to(value.astype(dtype), shape)
-        return np.broadcast_to(np.asarray(value, dtype), shape)
+        array = np.asarray(value, dtype)
+        return array if array.shape == shape else np.full(shape, array)
 
     rows = Row(
         **{
