@@ -27,7 +27,8 @@ SAMPLERS: dict[str, Callable[[int], kd.Schedule]] = {
     "lcm": lambda n: kd.lcm_schedule(NOISE, n),
     "inversion": lambda n: kd.inversion_schedule(kd.dpm2_schedule(NOISE, n + 1)),
 }
-STOCHASTIC = [name for name in SAMPLERS if name not in ("euler", "dpm2", "dpm2_karras")]
+DETERMINISTIC = ("euler", "dpm2", "dpm2_karras", "dpm2_sigmas_alone", "inversion")
+STOCHASTIC = [name for name in SAMPLERS if name not in DETERMINISTIC]
 
 
 def elementwise_model(params: Any, x: jax.Array, timestep: jax.Array) -> jax.Array:
