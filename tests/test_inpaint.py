@@ -19,6 +19,10 @@ MEAN = np.array([0.5, -1.0, 0.2, 0.0])
 COVARIANCE = 0.8 ** np.abs(np.subtract.outer(np.arange(4), np.arange(4)))
 MASK = np.array([0.0, 1.0, 1.0, 0.0])
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+# A run turned over ends in noise, where nothing is known.
+every_sampler_to_data = pytest.mark.parametrize(
+    "name", [name for name in SAMPLERS if name != "inversion"]
+)
 both_ways = pytest.mark.parametrize("renoised", [False, True], ids=["projected", "renoised"])
 
 
@@ -47,7 +51,7 @@ def case(name, batch=3, steps=4):
 
 
 @both_ways
-@every_sampler
+@every_sampler_to_data
 def test_the_result_holds_what_is_known_to_the_bit(name, renoised):
     schedule, x, known, eps = case(name)
     denoise = kd.inpainted(exact_denoise, known, MASK, eps[::-1] if renoised else None)

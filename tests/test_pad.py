@@ -92,7 +92,7 @@ def test_general_tables_of_all_builders_share_one_executable(caplog):
     for steps, name in enumerate(SAMPLERS, 2):
         schedule = SAMPLERS[name](steps)
         x = kd.initial_sample(schedule, KEY, (2, 9))
-        general = schedule.pad(21, general=True)
+        general = schedule.pad(25, general=True)
         count += len(
             compilations(caplog, lambda g=general, x=x: kd.sample(mixing_9, None, g, x, KEY))
         )
