@@ -191,6 +191,7 @@ def _split(guidance: bool) -> tuple[Any, Any]:
 _STRUCTURES = {guidance: _split(guidance) for guidance in (False, True)}
 
 
+@jax.jit  # one program instead of one for every shape
 def init_params(key: jax.Array) -> Any:
     """Fresh weights, a pytree."""
     return nnx.state(UNet(rngs=nnx.Rngs(key)), nnx.Param)

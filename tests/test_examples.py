@@ -87,6 +87,7 @@ def test_mnist_refuses_a_folder_without_the_files(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
 def test_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     fake_mnist(tmp_path, 32)
 
