@@ -112,6 +112,8 @@ def brownian_noise(
     where it is far below, in sigma^2. log sigma lies between them and came out best where both
     occur; it serves every eta.
 
+    The noise of churn lies within no step of a grid: it is unit noise here too, but no limit.
+
     Args:
       sigma_min, sigma_max: the levels that the path spans, those of every run that is to see it:
         another range is another path. A level outside gives NaN (a closing 0 is allowed: it

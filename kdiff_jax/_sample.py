@@ -119,7 +119,7 @@ def sample(
             raise ValueError(
                 "noise_fn was given with a schedule that draws no noise, so nothing would call "
                 "it; leave it out, or take a schedule that does: dpm2_ancestral_schedule, "
-                "euler_schedule with an eta, lcm_schedule."
+                "dpm2_schedule with s_churn, euler_schedule with an eta, lcm_schedule."
             )
     _check_network(schedule, prediction_type_of(denoise))
     x = check_sample(x)
