@@ -268,7 +268,7 @@ def draw(path: Path, content: Result) -> None:
         for mode, cases in content["modes"].items()
         for name in shown
     }
-    shown = [n for n in shown if any("value" in found.get((m, n), {}) for m in MODES)]
+    shown = [n for n in shown if any(found.get((m, n), {}).get("us") for m in MODES)]
     fig, axes = plt.subplots(figsize=(10, 1.5 + 0.3 * len(shown)), layout="constrained")
     for mode, colour, shift in (("one", "tab:blue", -0.12), ("default", "tab:orange", 0.12)):
         label: str | None = MODES[mode]
