@@ -110,14 +110,14 @@ def repetition(args: argparse.Namespace, mode: str) -> Result:
         return json.loads(path.read_text())
 
 
-def restore(path: Path, only: list[str]) -> Result:
-    """The figures of the file but for the cases that are measured now."""
+def restore(path: Path, only: list[str], modes: list[str]) -> Result:
+    """The figures of the file but for the cases that are measured now, in the modes that are."""
     if not path.is_file():
         return {"machine": None, "modes": {}}
     content = json.loads(path.read_text())
-    for cases in content["modes"].values():
+    for mode in modes:
         for name in only:
-            cases.pop(name, None)
+            content["modes"].get(mode, {}).pop(name, None)
     return content
 
 
@@ -170,8 +170,8 @@ def main() -> None:
     folder = args.out / "results"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "speed.json"
-    content = restore(path, args.only)
     modes = list(figures.MODES) if args.threads == "both" else [args.threads]
+    content = restore(path, args.only, modes)
     for count in range(args.repetitions):
         for mode in modes:
             began = time.perf_counter()

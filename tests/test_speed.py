@@ -1,6 +1,7 @@
 """The speed benchmark's own logic: turns, verdicts, missing rivals. Never its seconds."""
 
 import functools
+import json
 from typing import Any
 
 import numpy as np
@@ -65,3 +66,12 @@ def test_every_figure_has_a_case():
     source = (speed.FOLDER / "cases.py").read_text()
     for spec in figures.FIGURES.values():
         assert f'"{spec.case}": ' in source
+
+
+def test_what_is_measured_again_leaves_the_other_mode_alone(tmp_path):
+    path = tmp_path / "speed.json"
+    cases = {"copyto": case(1.0), "table": case(2.0)}
+    path.write_text(json.dumps({"machine": None, "modes": {"one": cases, "default": cases}}))
+    kept = speed.restore(path, ["copyto"], ["default"])["modes"]
+    assert set(kept["one"]) == {"copyto", "table"}
+    assert set(kept["default"]) == {"table"}
