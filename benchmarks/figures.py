@@ -231,7 +231,8 @@ def markdown(content: Result) -> str:
         " as a part of the other's. Reached is the median of whole repetitions in processes of"
         " their own, each a median of paired, interleaved runs; the spread is their smallest and"
         " largest. The times are medians, on one core of CPU time, which other processes do not"
-        " change, else of the wall clock.",
+        " change, else of the wall clock; those with default threads are of short repetitions"
+        " (`--quick`).",
         f"{content['machine']['processor']}, {content['machine']['cores']} cores; Python"
         f" {content['machine']['python']}, {versions}.",
         "![Figures against their targets](results/speed.png)",
