@@ -21,7 +21,6 @@ import program
 import rivals
 import timing
 from comparison import SHAPE, SHAPES, UNROLL, Ours, must_agree, ours, versus
-from features import loop_against_bare
 from kdiff_jax.adapters import diffusers as kd_diffusers
 from timing import Candidate, Effort, Result, first_calls, paired, record, timed
 
@@ -143,7 +142,9 @@ def against_dewml_unet(effort: Effort) -> dict[str, Result]:
 
 def against_bare_network(effort: Effort) -> dict[str, Result]:
     """The sampler against its evaluations alone."""
-    return {"bare network": loop_against_bare(networks.MEDIUM, networks.MEDIUM.shape, effort)}
+    return {
+        "bare network": features.loop_against_bare(networks.MEDIUM, networks.MEDIUM.shape, effort)
+    }
 
 
 def first_sample(effort: Effort) -> dict[str, Result]:

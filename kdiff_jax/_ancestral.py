@@ -41,13 +41,16 @@ def ancestral_split(sigmas: Any, eta: Any, s_noise: Any) -> tuple[Any, Any]:
     Source: Song et al. 2020 (arXiv:2010.02502), equation 16; `get_ancestral_step` of k-diffusion.
     """
     xp, s0, s1, eta, s_noise = _steps(sigmas, eta, s_noise)
-    ratio = s1 / s0
-    share = (s0 - s1) * (s0 + s1) / s0**2
-    inside = (1 - eta) * (1 + eta) + (eta * ratio) ** 2
+    share, inside = variance_shares(s0, s1, eta)
     if not is_traced(inside) and np.any(inside <= 0):
         worst = int(np.argmin(inside))
         raise _too_large(eta[worst], s0[worst], s1[worst], 1 / np.sqrt(share[worst]))
     return s1 * xp.sqrt(inside), s1 * eta * xp.sqrt(share) * s_noise
+
+
+def variance_shares(s0: Any, s1: Any, eta: Any) -> tuple[Any, Any]:
+    """`q` of a step, and what is left of the variance at s1 once `eta^2 q` of it is fresh noise."""
+    return (s0 - s1) * (s0 + s1) / s0**2, (1 - eta) * (1 + eta) + (eta * (s1 / s0)) ** 2
 
 
 def flow_split(sigmas: Any, eta: Any, s_noise: Any) -> tuple[Any, Any, Any]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from kdiff_jax._ancestral import variance_shares
 from kdiff_jax._checks import check_int, check_number, common_namespace, is_traced
 from kdiff_jax._denoise import per_sample
 from kdiff_jax._grids import (
@@ -137,8 +138,7 @@ def get_ancestral_step(sigma_from: Any, sigma_to: Any, eta: Any = 1.0) -> tuple[
     Source: `get_ancestral_step` of k-diffusion.
     """
     xp, high, low, eta = common_namespace(sigma_from, sigma_to, eta)
-    share = (high - low) * (high + low) / high**2
-    inside = (1 - eta) * (1 + eta) + (eta * low / high) ** 2
+    share, inside = variance_shares(high, low, eta)
 
     def root(value: Any) -> Any:
         return xp.where(value > 0, xp.sqrt(xp.where(value > 0, value, 1)), 0)
