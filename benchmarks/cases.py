@@ -6,7 +6,6 @@ with the reason where something it needs is missing. To add a case: write it, pu
 and give its figures their words and targets in figures.py.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ import networks
 import program
 import rivals
 import timing
-from comparison import SHAPE, SHAPES, UNROLL, Ours, must_agree, ours, versus
+from comparison import SHAPE, SHAPES, Ours, must_agree, ours, versus
 from kdiff_jax.adapters import diffusers as kd_diffusers
 from timing import Candidate, Effort, Result, first_calls, paired, record, timed
 
@@ -30,24 +29,17 @@ def against_diffusers(effort: Effort) -> dict[str, Result]:
     for size, shape in SHAPES.items():
         for kind in rivals.CONFIGS:
             mine = ours(kind, shape)
-            runs = {
-                "kdiff_jax": mine.candidate(),
-                "other": rivals.diffusers_run(kind, np.array(mine.x), networks.null),
-            }
-            name = f"diffusers {kind} {size}"
-            if kind == "dpm2":
-                must_agree(*runs.values())
-                runs[f"unroll {UNROLL}"] = mine.candidate(unroll=UNROLL)
-            seconds = paired(runs, effort)
-            found[name] = record(seconds, "other", "kdiff_jax")
-            if kind == "dpm2":
-                found[f"{name} unroll"] = record(seconds, "other", f"unroll {UNROLL}")
+            other = rivals.diffusers_run(kind, np.array(mine.x), networks.null)
+            run = versus(mine.candidate(), other, effort, agree=kind == "dpm2")
+            found[f"diffusers {kind} {size}"] = run
     return found
 
 
 def against_k_diffusion(effort: Effort) -> dict[str, Result]:
     found = {}
-    alphas_cumprod = np.array(kd_diffusers.from_config(rivals.CONFIGS["dpm2"]).noise.alphas_cumprod)
+    noise = kd_diffusers.from_config(rivals.CONFIGS["dpm2"]).noise
+    assert isinstance(noise, kd.NoiseSchedule)
+    alphas_cumprod = np.array(noise.alphas_cumprod)
     for size, shape in SHAPES.items():
         for kind in ("dpm2", "ancestral"):
             mine = ours(kind, shape)
@@ -69,12 +61,7 @@ def against_torch_compile(effort: Effort) -> dict[str, Result]:
         other = rivals.torch_compiled(np.array(mine.x), mine.schedule.rows, networks.null)
         # Once: it takes seconds. Its caches on disk are off; see speed.py.
         first = np.array([timed(other)])
-        runs = {"kdiff_jax": mine.candidate(), "other": other}
-        must_agree(*runs.values())
-        runs[f"unroll {UNROLL}"] = mine.candidate(unroll=UNROLL)
-        seconds = paired(runs, effort)
-        found[f"torch.compile {size} run"] = record(seconds, "other", "kdiff_jax")
-        found[f"torch.compile {size} run unroll"] = record(seconds, "other", f"unroll {UNROLL}")
+        found[f"torch.compile {size} run"] = versus(mine.candidate(), other, effort, agree=True)
         own = first_calls({"kdiff_jax": mine.candidate()}, effort.first_calls)
         later = {"kdiff_jax": np.median(own["kdiff_jax"], keepdims=True), "other": first}
         found[f"torch.compile {size} later call"] = record(later, "other", "kdiff_jax")
@@ -98,10 +85,7 @@ def against_copies(effort: Effort) -> dict[str, Result]:
                 np.copyto(target, source)
 
         runs = {"kdiff_jax": mine.candidate(), "other": Candidate(copies)}
-        runs[f"unroll {UNROLL}"] = mine.candidate(unroll=UNROLL)
-        seconds = paired(runs, effort)
-        found[f"copyto {size}"] = record(seconds, "kdiff_jax", "other")
-        found[f"copyto {size} unroll"] = record(seconds, f"unroll {UNROLL}", "other")
+        found[f"copyto {size}"] = record(paired(runs, effort), "kdiff_jax", "other")
     return found
 
 
@@ -113,15 +97,11 @@ def against_dewml(effort: Effort) -> dict[str, Result]:
         runs = {"kdiff_jax": mine.candidate(), "other": other}
         if kind == "dpm2":
             must_agree(*runs.values())
-        if kind != "lcm":
-            runs[f"unroll {UNROLL}"] = mine.candidate(unroll=UNROLL)
         seconds = {"run": paired(runs, effort)}
         if kind == "dpm2":
             seconds["first call"] = first_calls(runs, effort.first_calls)
         for what, times in seconds.items():
             found[f"dewml {kind} {what}"] = record(times, "other", "kdiff_jax")
-            if kind != "lcm":
-                found[f"dewml {kind} {what} unroll"] = record(times, "other", f"unroll {UNROLL}")
     return found
 
 
@@ -191,20 +171,15 @@ def compiled_program(effort: Effort) -> dict[str, Result]:
     copies, scratch = 0, {}
     for kind in rivals.CONFIGS:
         mine = ours(kind, shape)
-        keys = None if mine.schedule.deterministic else mine.keys
-        arguments = mine.denoise, mine.params, mine.schedule, mine.x, keys
-        for unroll in (1,) if kind == "lcm" else (1, UNROLL):
-            run = functools.partial(kd.sample, unroll=unroll)
-            compiled = jax.jit(run).lower(*arguments).compile()
-            copies += len(program.copies_in_loops(str(compiled.as_text()), shape))
-            memory: Any = compiled.memory_analysis()
-            scratch[kind, unroll] = float(memory.temp_size_in_bytes / mine.x.nbytes)
+        compiled = jax.jit(kd.sample).lower(*mine.arguments).compile()
+        copies += len(program.copies_in_loops(str(compiled.as_text()), shape))
+        memory: Any = compiled.memory_analysis()
+        scratch[kind] = float(memory.temp_size_in_bytes / mine.x.nbytes)
     return {
         "copies": {"value": float(copies)},
-        "scratch": {"value": scratch["ancestral", 1]},
-        "scratch unroll": {"value": scratch["ancestral", UNROLL]},
-        "scratch dpm2": {"value": scratch["dpm2", 1]},
-        "scratch lcm": {"value": scratch["lcm", 1]},
+        "scratch": {"value": scratch["ancestral"]},
+        "scratch dpm2": {"value": scratch["dpm2"]},
+        "scratch lcm": {"value": scratch["lcm"]},
     }
 
 

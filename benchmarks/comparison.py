@@ -13,7 +13,6 @@ from timing import Candidate, Effort, Result, paired, record
 
 SHAPES = {"64 KB": (1, 4, 64, 64), "1 MB": (4, 4, 128, 128)}
 SHAPE = SHAPES["64 KB"]
-UNROLL = 2  # the two rows of a DPM2 step in one iteration
 AGREE = 1e-4  # of the size of the samples: float32 over 49 evaluations, in another order
 
 
@@ -28,9 +27,13 @@ class Ours(NamedTuple):
     key: jax.Array
 
     def candidate(self, **options: Any) -> Candidate:
-        keys = None if self.schedule.deterministic else self.keys
-        arguments = self.denoise, self.params, self.schedule, self.x, keys
-        return Candidate(lambda: kd.sample(*arguments, **options))
+        return Candidate(lambda: kd.sample(*self.arguments, **options))
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """Those of `kd.sample`: a table without a noise column takes no keys."""
+        keys = None if self.schedule.rows.noise_weight is None else self.keys
+        return self.denoise, self.params, self.schedule, self.x, keys
 
 
 def ours(

@@ -11,7 +11,7 @@ MODES = {"one": "One core", "default": "Default threads"}
 
 
 class Figure(NamedTuple):
-    """One row of the table. `bound` None: shown beside the others, nothing is asked of it."""
+    """One row of the table. `bound` None: shown beside the others, without a target."""
 
     case: str
     words: str
@@ -41,7 +41,6 @@ def _versus(case: str, kind: str, size: str, words: str, bound: float | None) ->
 def _versus_torch_compile(size: str) -> dict[str, Figure]:
     lines = {
         "run": ("DPM2 against torch.compile of the whole loop, run", 1.3),
-        "run unroll": ("the same with unroll=2", 1.3),
         "first call": ("the same, first call of a process", 50),
         "later call": ("the same, a first call in a process that has compiled before", None),
     }
@@ -55,8 +54,6 @@ def _versus_torch_compile(size: str) -> dict[str, Figure]:
 FIGURES: dict[str, Figure] = (
     _versus("diffusers", "dpm2", "64 KB", "DPM2 against diffusers", 20)
     | _versus("diffusers", "dpm2", "1 MB", "DPM2 against diffusers", 11)
-    | _versus("diffusers", "dpm2", "64 KB unroll", "the same with unroll=2", 20)
-    | _versus("diffusers", "dpm2", "1 MB unroll", "the same with unroll=2", 11)
     | _versus("k-diffusion", "dpm2", "64 KB", "DPM2 against k-diffusion", 40)
     | _versus("k-diffusion", "dpm2", "1 MB", "DPM2 against k-diffusion", 25)
     | _versus("k-diffusion", "dpm2", "64 KB bare", "the same with the barest denoiser", None)
@@ -66,8 +63,6 @@ FIGURES: dict[str, Figure] = (
     | {
         "copyto 64 KB": Figure("copyto", "DPM2 against 49 np.copyto, 64 KB", 1.5, False),
         "copyto 1 MB": Figure("copyto", "DPM2 against 49 np.copyto, 1 MB", 1.5, False),
-        "copyto 64 KB unroll": Figure("copyto", "the same with unroll=2, 64 KB", 1.5, False),
-        "copyto 1 MB unroll": Figure("copyto", "the same with unroll=2, 1 MB", 1.5, False),
     }
     | _versus("diffusers", "ancestral", "64 KB", "ancestral DPM2 against diffusers", 2.2)
     | _versus("diffusers", "ancestral", "1 MB", "ancestral DPM2 against diffusers", 1.5)
@@ -77,11 +72,8 @@ FIGURES: dict[str, Figure] = (
     | _versus("diffusers", "lcm", "1 MB", "LCM, 4 steps, against diffusers", 1.3)
     | {
         "dewml dpm2 run": Figure("dewml", "DPM2 against dewml, run", 1.1),
-        "dewml dpm2 run unroll": Figure("dewml", "the same with unroll=2", 1.1),
         "dewml dpm2 first call": Figure("dewml", "DPM2 against dewml, first call", 4),
-        "dewml dpm2 first call unroll": Figure("dewml", "the same with unroll=2", None),
         "dewml ancestral run": Figure("dewml", "ancestral DPM2 against dewml, run", 1.3),
-        "dewml ancestral run unroll": Figure("dewml", "the same with unroll=2", None),
         "dewml lcm run": Figure("dewml", "LCM, 4 steps, against dewml, run", 1.3),
         "dewml U-Net run": Figure("dewml-unet", "DPM2 of a small U-Net against dewml, run", 1.0),
         "dewml U-Net first call": Figure("dewml-unet", "the same, first call", 1.5),
@@ -102,7 +94,6 @@ FIGURES: dict[str, Figure] = (
         "table karras": Figure("table", "the same, Karras grid", None),
         "copies": Figure("program", "full-size copies in the loops of all samplers", 0, False),
         "scratch": Figure("program", "scratch of the ancestral program, in samples", 1.1, False),
-        "scratch unroll": Figure("program", "the same with unroll=2", 1.1, False),
         "scratch dpm2": Figure("program", "the same of DPM2", None, False),
         "scratch lcm": Figure("program", "the same of LCM", None, False),
         "saving 64 KB": Figure("saving", "saving every step against not, 64 KB", 2.0, False),
@@ -119,10 +110,7 @@ FIGURES: dict[str, Figure] = (
 )
 
 # Shown under a table in which the figure was missed.
-_LOOP = (
-    "at one row an iteration the loop itself costs about 1 us a row, and the anchor is read and"
-    " written in every one; with unroll=2 neither is there."
-)
+_LOOP = "the loop itself costs about 1 us a row, and the anchor is read and written in every one."
 REASONS: dict[str, str] = {
     "diffusers dpm2 64 KB": _LOOP,
     "torch.compile 64 KB run": _LOOP,
@@ -132,15 +120,14 @@ REASONS: dict[str, str] = {
     "diffusers lcm 64 KB": "random numbers are three quarters of the time. They are those of"
     " jax.random bit for bit, 20 rounds of threefry and an inverse error function; torch takes"
     " fewer operations a number.",
-    "dewml ancestral run": "random numbers are nine tenths of the time of both; with unroll=2 the"
-    " rest is small enough.",
+    "dewml ancestral run": "random numbers are nine tenths of the time of both.",
     "first sample null": "a bare lax.scan over the null network, without any sampler, takes 2.1"
     " times as long to compile as the network. Where the network is one, the figure is below.",
-    "table linspace": "NumPy on the host takes under half of the time; the rest puts fifteen"
-    " arrays of 49 numbers on the device, one by one. One transfer of all would need a program"
-    " for every number of steps.",
+    "table linspace": "NumPy on the host takes half of the time; the rest puts thirteen arrays of"
+    " 49 numbers on the device, one by one. One transfer of all would need a program for every"
+    " number of steps.",
     "scratch": "the anchor and the random bits, one sample each. Fused with what follows, the bits"
-    " need no memory and the run takes 1.4 times as long; unroll=2 carries no anchor.",
+    " need no memory and the run takes 1.4 times as long.",
     "saving 64 KB": "XLA has no array without values, so what is saved is written twice, once as"
     " zeros; lax.scan's own outputs cost the same.",
     "saving 1 MB": "the same: 25 MB are written twice, and do not stay in the caches.",
@@ -153,7 +140,7 @@ FIRST_TABLE_ONLY = ("program", "padded", "saving", "serving", "gpu")
 def summarise(figure: str, found: Result | None) -> Result:
     """Median, spread and verdict of a figure over the repetitions of its case."""
     if found is None:
-        return {"verdict": "not measured: not asked for"}
+        return {"verdict": "not measured: left out"}
     if found.get("not_measured"):
         return {"verdict": f"not measured: {found['not_measured']}"}
     all_records = [repetition.get(figure) for repetition in found["repetitions"]]
@@ -226,13 +213,13 @@ def markdown(content: Result) -> str:
         "# Speed",
         "Written by `python benchmarks/speed.py`, which says what is measured and how; the figures"
         " are those of `results/speed.json`. Null network `0.1 * x`, float32, 25 steps (49"
-        " evaluations; LCM 4), samples of (1, 4, 64, 64) = 64 KB or (4, 4, 128, 128) = 1 MB, unless"
-        " said. `x` is how many times as long the other one takes; a figure without it is our time"
-        " as a part of the other's. Reached is the median of whole repetitions in processes of"
-        " their own, each a median of paired, interleaved runs; the spread is their smallest and"
-        " largest. The times are medians, on one core of CPU time, which other processes do not"
-        " change, else of the wall clock; those with default threads are of short repetitions"
-        " (`--quick`).",
+        " evaluations; LCM 4), samples of (1, 4, 64, 64) = 64 KB or (4, 4, 128, 128) = 1 MB, where"
+        " a line names no others. `x` is how many times as long the other one takes; a figure"
+        " without it is our time as a part of the other's. Reached is the median of whole"
+        " repetitions in processes of their own, each a median of paired, interleaved runs; the"
+        " spread is their smallest and largest. The times are medians, on one core of CPU time,"
+        " which other processes do not change, else of the wall clock; those with default threads"
+        " are of short repetitions (`--quick`).",
         f"{content['machine']['processor']}, {content['machine']['cores']} cores; Python"
         f" {content['machine']['python']}, {versions}.",
         "![Figures against their targets](results/speed.png)",

@@ -7,8 +7,8 @@ does (see there for the classifier and what is measured). Five kinds of guidance
 network, each over the same scales; scale 1 is none, the same for all:
 
 * plain: the scale at every evaluation;
-* rescaled: the noise that the network says goes 0.7 of the way back to the contrast of the
-  conditional one; of noise that is next to nothing, its standard deviation is 1 either way;
+* rescaled: the predicted noise goes 0.7 of the way back to the contrast of the conditional
+  prediction, which is about 1 either way;
 * rescaled_sample: the same with the estimate of the clean digit;
 * interval: only at noise levels within --interval, where the class is decided; outside of it the
   unconditional call is left out;

@@ -8,11 +8,11 @@ equally many of each class, and compares them with the 10,000 test images of MNI
 * the Frechet distance between the features of a small classifier (trained here, on the training
   images, and cached); stated beside it is what that distance is between two halves of the test
   images, and between 5,000 training images and the test images;
-* the agreement: the share of samples that the classifier sees as the class asked for.
+* the agreement: the share of samples that the classifier sees as the class of their condition.
 
-Writes quality.json, draws quality.png and prints a table, both of the guidance scales asked for.
-Every figure is written as soon as it is known and an interrupted run goes on where it stopped; runs
-with other --samplers, --steps, --guidance or --seeds add to the same file.
+Writes quality.json, draws quality.png and prints a table, both of the scales of --guidance. Every
+figure is written as soon as it is known and an interrupted run goes on where it stopped; runs with
+other --samplers, --steps, --guidance or --seeds add to the same file.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,19 +48,18 @@ Result = dict[str, Any]
 
 
 class Sampler(NamedTuple):
-    """How a sampler is built, in how many steps by default, and its line in the figure."""
+    """The steps that a sampler of digits.SAMPLERS runs in by default, its line in the figure."""
 
     title: str
     colour: str
-    build: Callable[..., kd.Schedule]
     steps: tuple[int, ...]
 
 
 SAMPLERS = {
-    "dpm2": Sampler("DPM2", "tab:blue", kd.dpm2_schedule, (3, 6, 12, 25)),
-    "dpm2_ancestral": Sampler("DPM2 ancestral", "tab:orange", kd.dpm2_ancestral_schedule, (6, 12)),
-    "euler": Sampler("Euler", "tab:gray", kd.euler_schedule, (5, 11)),
-    "lcm": Sampler("LCM", "tab:green", kd.lcm_schedule, (1, 2, 4, 8)),
+    "dpm2": Sampler("DPM2", "tab:blue", (3, 6, 12, 25)),
+    "dpm2_ancestral": Sampler("DPM2 ancestral", "tab:orange", (6, 12)),
+    "euler": Sampler("Euler", "tab:gray", (5, 11)),
+    "lcm": Sampler("LCM", "tab:green", (1, 2, 4, 8)),
 }
 
 
@@ -73,6 +72,13 @@ def is_lcm(case: Result) -> bool:
     return case["sampler"] == "lcm"  # another network, another grid, guidance without doubling
 
 
+def schedule_of(case: Result, options: dict[str, Any]) -> kd.Schedule:
+    """The run of a case; LCM has a grid of its own, and takes none of the options."""
+    noise, steps = digits.training_noise(), case["steps"]
+    levels = kd.lcm_levels(noise, steps) if is_lcm(case) else kd.levels(noise, steps, **options)
+    return digits.SAMPLERS[case["sampler"]](levels)
+
+
 def evaluations(case: Result, schedule: kd.Schedule) -> int:
     """Network evaluations for a sample; a doubled batch counts double, distilled guidance once."""
     return schedule.num_rows * (1 if case["guidance"] == 1.0 or is_lcm(case) else 2)
@@ -81,7 +87,7 @@ def evaluations(case: Result, schedule: kd.Schedule) -> int:
 def draw(
     case: Result, schedule: kd.Schedule, params: Any, batch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of samples as bytes, and the class asked for, 0..9 in turn.
+    """Batches of samples as bytes, and the class of each, 0..9 in turn.
 
     Sample i has its own key, made of the seed and i, so that the batch size does not matter.
     """
@@ -285,7 +291,6 @@ def main() -> None:
     results = restore(path, made_with)
     test, real = classifier.reference(judge, args.data, args.samples)
 
-    noise = digits.training_noise()
     ends = {"sigma_min": args.sigma_min, "sigma_max": args.sigma_max}
     common: Result = {"samples": args.samples, "grid": args.grid, "rho": args.rho, **ends}
     options = ends | {"grid": None if args.grid == "none" else args.grid, "rho": args.rho}
@@ -296,10 +301,7 @@ def main() -> None:
         for rest in product(args.guidance, args.steps or SAMPLERS[sampler].steps, args.seeds)
     ]
     cases = [case for case in cases if not any(same(result, case) for result in results)]
-    schedules = [
-        SAMPLERS[c["sampler"]].build(noise, c["steps"], **({} if is_lcm(c) else options))
-        for c in cases
-    ]
+    schedules = [schedule_of(case, options) for case in cases]
     teacher, student = (unet.load(path)[1] for path in (args.weights, args.lcm_weights))
 
     costs = [evaluations(case, schedule) for case, schedule in zip(cases, schedules, strict=True)]

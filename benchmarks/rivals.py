@@ -120,7 +120,7 @@ def k_diffusion_run(
 def k_diffusion_bare_run(x: np.ndarray, sigmas: np.ndarray, network: Any) -> Candidate:
     """`sample_dpm_2` with a denoiser of one line, which looks up no timesteps: the least it costs.
 
-    `model(x, sigma)` is k-diffusion's own contract; the timestep that the network is told is the
+    `model(x, sigma)` is k-diffusion's own contract; the timestep that the network receives is the
     sigma, so this is for the null network alone.
     """
     sampling, _ = _k_diffusion()
@@ -149,7 +149,7 @@ def torch_compiled(x: np.ndarray, rows: Any, network: Any) -> Candidate:
     torch = _need("torch")
     sigma = np.append(np.asarray(rows.sigma), np.float32(0))
     columns = [np.asarray(rows.input_scale), np.asarray(rows.timestep)]
-    # What the network's answer is multiplied by: from a row's anchor to where the row lands.
+    # What the network's output is multiplied by: from a row's anchor to where the row lands.
     anchor = np.where(np.arange(len(sigma) - 1) % 2 == 0, sigma[:-1], np.roll(sigma[:-1], 1))
     columns.append(sigma[1:] - anchor)
     table = torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))

@@ -88,11 +88,11 @@ def main() -> None:
     args = parser.parse_args()
     images = sample_each(unet.load(digits.WEIGHTS)[1], args.steps, args.batch, args.seed)
     for name, title in TITLES.items():
-        said = ", ".join(
+        line = ", ".join(
             f"{n} to {m}: {d:.3f}"
             for (n, m), d in zip(pairwise(args.steps), distances(images[name]), strict=True)
         )
-        print(f"{title:18} {said}")
+        print(f"{title:18} {line}")
     draw(images, args.steps, min(args.shown, args.batch), args.output)
     print(f"wrote {args.output}")
 

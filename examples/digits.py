@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +27,16 @@ import unet
 
 WEIGHTS = Path(__file__).parent / "weights" / "digits.safetensors"
 LCM_WEIGHTS = WEIGHTS.with_name("digits_lcm.safetensors")
-LCM_GUIDANCE = (1.0, 3.0)  # the scales that distill_lcm.py taught it
+LCM_GUIDANCE = (1.0, 3.0)  # the scales that distill_lcm.py trained it on
 TITLES = {"dpm2": "DPM2", "dpm2_ancestral": "ancestral DPM2", "euler": "Euler", "lcm": "LCM"}
 DEFAULT_STEPS = {"dpm2": 12, "dpm2_ancestral": 12, "euler": 23, "lcm": 4}
-BUILDERS: dict[str, Callable[..., kd.Schedule]] = {
-    "dpm2": kd.dpm2_schedule,
-    "dpm2_ancestral": kd.dpm2_ancestral_schedule,
-    "euler": kd.euler_schedule,
-    "lcm": kd.lcm_schedule,
+SAMPLERS: dict[str, Callable[[kd.Levels], kd.Schedule]] = {
+    "dpm2": kd.dpm2,
+    "dpm2_ancestral": kd.dpm2_ancestral,
+    "euler": kd.euler,
+    "lcm": kd.lcm,
 }
+Grid = Literal["karras", "exponential", "beta"]
 
 
 def training_noise() -> kd.NoiseSchedule:
@@ -43,13 +44,13 @@ def training_noise() -> kd.NoiseSchedule:
     return kd.noise_schedule("linear", num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02)
 
 
-def digits_schedule(sampler: str, steps: int, grid: str | None = "karras") -> kd.Schedule:
+def digits_schedule(sampler: str, steps: int, grid: Grid | None = "karras") -> kd.Schedule:
     """The run of a sampler on the digits network's noise levels; LCM has a grid of its own."""
-    if sampler not in BUILDERS:
-        raise ValueError(f"sampler = {sampler!r}; choose one of {', '.join(BUILDERS)}.")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler = {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
     if sampler == "lcm":
-        return kd.lcm_schedule(training_noise(), steps)
-    return BUILDERS[sampler](training_noise(), steps, grid=grid)
+        return kd.lcm(kd.lcm_levels(training_noise(), steps))
+    return SAMPLERS[sampler](kd.levels(training_noise(), steps, grid=grid))
 
 
 def digits_denoiser(guidance: float = 1.0) -> Any:
@@ -66,18 +67,18 @@ def lcm_denoiser() -> Any:
 
 
 def lcm_cond(labels: jax.Array, guidance: float) -> dict[str, jax.Array]:
-    """What the distilled network is told: classes, and one guidance scale for all of them."""
+    """The condition of the distilled network: classes, and one guidance scale for all of them."""
     low, high = LCM_GUIDANCE
     if not low <= guidance <= high:
         raise ValueError(
-            f"guidance = {guidance}; the distilled network was taught scales from {low:g} to "
+            f"guidance = {guidance}; the distilled network was trained on scales from {low:g} to "
             f"{high:g}: stay inside, or distil it with another --guidance range."
         )
     return {"label": labels, "scale": jnp.full(labels.shape, guidance, jnp.float32)}
 
 
 def denoiser_and_cond(sampler: str, labels: jax.Array, guidance: float) -> tuple[Any, Any]:
-    """The network of a sampler as its denoiser, and what that network is told."""
+    """The network of a sampler as its denoiser, and the condition of that network."""
     if sampler == "lcm":
         return lcm_denoiser(), lcm_cond(labels, guidance)
     return digits_denoiser(guidance), labels
@@ -97,7 +98,8 @@ def weights_of(sampler: str) -> Path:
 def draw(panels: list[tuple[str, np.ndarray]], path: Path) -> None:
     """Panels of digits side by side; each is a title and images [rows, columns, 28, 28]."""
     rows, columns = panels[0][1].shape[:2]
-    size = (len(panels) * (columns * 0.42 + 0.2), rows * 0.42 + 0.45)
+    # Seven columns leave room for a title.
+    size = (len(panels) * (max(columns, 7) * 0.42 + 0.2), rows * 0.42 + 0.45)
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for axis, (title, images) in zip(axes[0], panels, strict=True):
         picture = np.pad(images, [(0, 0), (0, 0), (1, 1), (1, 1)], constant_values=-1.0)
@@ -112,7 +114,7 @@ def draw(panels: list[tuple[str, np.ndarray]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--sampler", nargs="+", choices=BUILDERS, default=["dpm2", "dpm2_ancestral", "lcm"]
+        "--sampler", nargs="+", choices=SAMPLERS, default=["dpm2", "dpm2_ancestral", "lcm"]
     )
     parser.add_argument(
         "--steps", type=int, help="outer steps N; by default 12 of DPM2, 23 of Euler, 4 of LCM"
@@ -143,7 +145,7 @@ def main() -> None:
         start = time.perf_counter()
         columns = []
         for digit in tqdm(args.classes, desc=TITLES[sampler], unit="class"):
-            # A key of its own for every digit: asked for alone, a class looks the same.
+            # A key of its own for every class: drawn alone, it looks the same.
             key = jax.random.fold_in(jax.random.key(args.seed), digit)
             x = kd.initial_sample(schedule, key, (args.rows, 28, 28, 1))
             labels = jnp.full(args.rows, digit, jnp.int32)

@@ -9,13 +9,13 @@ The weights in `weights/digits_lcm.safetensors` were made with
 
 where FOLDER holds the four MNIST files: 35 and 17 minutes on two cores. The first run finds the
 trajectories' ends; the second, with a loss that heeds small differences and low noise levels too,
-makes what the student says along one trajectory agree. With `--checkpoint FOLDER` a run that was
+makes the student's outputs along one trajectory agree. With `--checkpoint FOLDER` a run that was
 interrupted goes on where it stopped, and ends with the same weights.
 
 Luo et al. 2023 (arXiv:2310.04378), Algorithm 1. A training image is brought to a noise level of the
 distillation grid; the teacher, guided with a random scale, moves it one step of its ODE down the
-grid; what the student says of the first point is drawn towards what a slow average of the student
-says of the second. The teacher's step is a row of this library's tables, as in any sampling.
+grid; the student's output at the first point is drawn towards the output of a slow average of the
+student at the second. The teacher's step is a row of this library's tables, as in any sampling.
 """
 
 import argparse
@@ -44,10 +44,7 @@ import mnist
 import unet
 from digits import LCM_GUIDANCE, WEIGHTS, lcm_denoiser, training_noise
 
-SOLVERS: dict[str, Callable[..., kd.Schedule]] = {
-    "euler": kd.euler_schedule,
-    "dpm2": kd.dpm2_schedule,
-}
+SOLVERS: dict[str, Callable[[kd.Levels], kd.Schedule]] = {"euler": kd.euler, "dpm2": kd.dpm2}
 WARMUP_STEPS = 200
 TARGET_DECAY = 0.95
 EMA_DECAY = 0.998
@@ -81,14 +78,18 @@ def distillation_table(noise: kd.NoiseSchedule, solver: str, original_steps: int
     below; the last leads from the lowest grid point to timestep 0, where the student is the
     identity.
     """
-    grid = kd.lcm_schedule(noise, original_steps, original_steps=original_steps).rows.timestep
-    return SOLVERS[solver](noise, timesteps=[*np.asarray(grid).tolist(), 0.0])
+    grid = kd.lcm_levels(noise, original_steps, original_steps=original_steps).timesteps
+    return SOLVERS[solver](kd.levels(noise, timesteps=[*np.asarray(grid).tolist(), 0.0]))
+
+
+def rows_in_step(table: kd.Schedule) -> int:
+    """The rows of an outer step: one of Euler, two of DPM2, whose closing step has one."""
+    return -(-table.num_rows // table.num_steps)
 
 
 def rows_at(table: kd.Schedule, step: jax.Array, offset: int = 0) -> kd.Row:
     """A row for each sample, leaves [B]: the row `offset` places into its outer step."""
-    per_step = -(-table.num_rows // table.num_steps)
-    return jax.tree.map(lambda leaf: leaf[per_step * step + offset], table.rows)
+    return table.rows_at(rows_in_step(table) * step + offset)
 
 
 def teacher_step(
@@ -102,7 +103,7 @@ def teacher_step(
     """Every sample one outer step further down the grid, along the guided teacher's ODE."""
     denoise = kd.guided(TEACHER, scale, uncond=jnp.int32(unet.NO_CLASS))
     state = kd.init(table, x)
-    for offset in range(-(-table.num_rows // table.num_steps)):
+    for offset in range(rows_in_step(table)):
         row = rows_at(table, step, offset)
         state = kd.step(state, row, denoise(params, state.sample, row, labels))
     return state.sample
@@ -130,7 +131,7 @@ def loss_fn(
     huber: float,
     even_levels: bool,
 ) -> jax.Array:
-    """How far the student is from one answer along a step of the teacher's trajectory."""
+    """How far the student is from one output along a step of the teacher's trajectory."""
     key_step, key_scale, key_eps = jax.random.split(key, 3)
     x0 = images.astype(jnp.float32) / 127.5 - 1.0
     batch = x0.shape[0]
@@ -149,6 +150,7 @@ def loss_fn(
     if even_levels:
         # The part of the network's output that reaches its estimate: 0.08 at the lowest level,
         # which would hardly be trained at all.
+        assert here.input_scale is not None
         loss = loss / (here.input_scale * here.sigma)
     return jnp.mean(loss)
 
@@ -217,7 +219,7 @@ def main() -> None:
     params = unet.load(args.init)[1] if args.init else unet.with_guidance(teacher)
     if "guidance" not in params:
         raise ValueError(
-            f"--init {args.init} holds a network that is told no guidance scale; give weights that "
+            f"--init {args.init} holds a network without a guidance scale; give weights that "
             "this script wrote, or none to start from the teacher."
         )
     optimizer = make_optimizer(args.steps, args.learning_rate)

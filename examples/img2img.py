@@ -5,8 +5,8 @@ r"""Image to image: a real digit, partly drowned in noise, is sampled from there
     python examples/img2img.py --image my_digit.png        # 28 x 28, white on black
 
 The strength is the share of the noise levels of training that are gone through. DPM2 takes the
-steps of a whole run that lie below it (`start_at_strength`), so fewer of them the weaker it is; LCM
-takes exactly `--steps` steps below it (`lcm_schedule(..., strength=)`).
+steps of a whole run that lie below it (`levels.start_at_strength`), so fewer of them the weaker it
+is; LCM takes exactly `--steps` steps below it (`kd.lcm_levels(..., strength=)`).
 """
 
 import argparse
@@ -42,27 +42,28 @@ def load_image(path: Path) -> jax.Array:
 def edit_schedule(sampler: str, strength: float, lcm_steps: int) -> kd.Schedule:
     """The run of a sampler below a strength."""
     if sampler == "lcm":
-        return kd.lcm_schedule(digits.training_noise(), lcm_steps, strength=strength)
+        return kd.lcm(kd.lcm_levels(digits.training_noise(), lcm_steps, strength=strength))
     # On the timesteps of training, where half the steps are half of the timesteps; Karras' levels
     # give a strength another meaning.
-    schedule = kd.dpm2_schedule(digits.training_noise(), DPM2_STEPS)
-    return schedule.start_at_strength(strength)
+    levels = kd.levels(digits.training_noise(), DPM2_STEPS)
+    return kd.dpm2(levels.start_at_strength(strength))
 
 
 def edit(
     sampler: str, schedule: kd.Schedule, image: jax.Array, label: int, guidance: float, seed: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(noised, edited) [1, 28, 28, 1]: the image at the schedule's first level, and the result."""
+    """(noised, edited) [1, 28, 28, 1]: the image at the schedule's first level, and the result.
+
+    The first in units of its own deviation, so that it can be shown.
+    """
     params = digits.load_params(digits.weights_of(sampler))
     denoise, cond = digits.denoiser_and_cond(sampler, jnp.full(1, label, jnp.int32), guidance)
     key = jax.random.key(seed)
-    row = schedule[0]
     # From another key than the noise of the steps.
-    noised = kd.add_noise(
-        row, image[None], jax.random.normal(jax.random.fold_in(key, 1), (1, 28, 28, 1))
-    )
+    eps = jax.random.normal(jax.random.fold_in(key, 1), (1, 28, 28, 1))
+    noised = kd.add_noise(schedule[0], image[None], eps)
     edited = kd.sample(denoise, params, schedule, noised, key, cond=cond)
-    return row.input_scale * noised, edited
+    return noised / schedule.init_noise_sigma, edited
 
 
 def main() -> None:

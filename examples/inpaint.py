@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--class", dest="classes", type=int, nargs="+", default=[4, 9])
     parser.add_argument("--variants", type=int, default=4, help="paintings of each class")
     parser.add_argument(
-        "--sampler", nargs="+", choices=list(digits.BUILDERS), default=["dpm2", "lcm"]
+        "--sampler", nargs="+", choices=list(digits.SAMPLERS), default=["dpm2", "lcm"]
     )
     parser.add_argument("--guidance", type=float, default=2.0, help="1 is none")
     parser.add_argument("--seed", type=int, default=0)

@@ -4,9 +4,9 @@ r"""Inversion: a real digit goes up to the noise that it comes from, and back as
     python examples/invert.py --image my_digit.png --class 2 --guidance 1
     python examples/invert.py --skip 8                     # up to a lower level only
 
-A deterministic run can be turned over: `kd.inversion_schedule(schedule)` goes up the same levels.
-Back down with the same class the image returns, more exactly the more steps there are; with
-another class it is edited, and what the noise holds (slant, size, stroke) stays.
+The levels of a deterministic run can be turned over: a table of `levels.reversed()` goes up the
+same levels. Back down with the same class the image returns, more exactly the more steps there
+are; with another class it is edited, and what the noise holds (slant, size, stroke) stays.
 
 The black of a digit is perfectly flat, and no noise that a network was trained on is: inverted as
 it is, the digit ends in noise of half the deviation that noise has. The second line begins with
@@ -33,26 +33,33 @@ import unet
 COUNTS = {"dpm2": (4, 8, 16, 32), "euler": (7, 15, 31, 63)}  # of steps, at equal evaluations
 
 
+def both_ways(sampler: str, steps: int, skip: int = 0) -> tuple[kd.Schedule, kd.Schedule]:
+    """The run from an image up to its noise, and the one back down."""
+    levels = kd.levels(digits.training_noise(), steps, grid="karras").start_at(skip)
+    fill = digits.SAMPLERS[sampler]
+    return fill(levels.reversed()), fill(levels)
+
+
 def invert(
-    params: Any, schedule: kd.Schedule, image: jax.Array, label: int, key: jax.Array | None = None
+    params: Any, up: kd.Schedule, image: jax.Array, label: int, key: jax.Array | None = None
 ) -> jax.Array:
-    """[1, 28, 28, 1] the sample at the schedule's first level that the image comes from.
+    """[1, 28, 28, 1] the sample at the highest level that the image comes from.
 
     With a key the image is first brought to the lowest level by its noise.
     """
-    up, x = kd.inversion_schedule(schedule), image[None]
+    x = image[None]
     if key is not None:
         x = kd.add_noise(up[0], x, jax.random.normal(key, x.shape))
     return kd.sample(digits.digits_denoiser(), params, up, x, cond=jnp.full(1, label))
 
 
 def back(
-    params: Any, schedule: kd.Schedule, x: jax.Array, labels: list[int], guidance: float = 1.0
+    params: Any, down: kd.Schedule, x: jax.Array, labels: list[int], guidance: float = 1.0
 ) -> jax.Array:
     """[B, 28, 28, 1] the digits of B classes that one sample comes down to."""
     x = jnp.repeat(x, len(labels), axis=0)
     denoise = digits.digits_denoiser(guidance)
-    return kd.sample(denoise, params, schedule, x, cond=jnp.array(labels))
+    return kd.sample(denoise, params, down, x, cond=jnp.array(labels))
 
 
 def rms(values: Any) -> float:
@@ -67,10 +74,10 @@ def round_trip_errors(
     for name, counts in COUNTS.items():
         errors[name] = []
         for steps in counts:
-            schedule = digits.digits_schedule(name, steps)
-            noise = invert(params, schedule, image, label, key)
-            error = rms(back(params, schedule, noise, [label]) - image[None])
-            evaluations = kd.inversion_schedule(schedule).num_rows + schedule.num_rows
+            up, down = both_ways(name, steps)
+            noise = invert(params, up, image, label, key)
+            error = rms(back(params, down, noise, [label]) - image[None])
+            evaluations = up.num_rows + down.num_rows
             errors[name].append((evaluations, error))
             print(f"{digits.TITLES[name]}, {steps} steps, {evaluations} evaluations: {error:.5f}")
     return errors
@@ -91,13 +98,13 @@ def main() -> None:
 
     _, params = unet.load(digits.WEIGHTS)
     image, key = img2img.load_image(args.image), jax.random.key(args.seed)
-    schedule = digits.digits_schedule("dpm2", args.steps).start_at(args.skip)
+    up, down = both_ways("dpm2", args.steps, args.skip)
     lines = []
     for title, its_key in (("as it is", None), ("with its lowest noise", key)):
-        noise = invert(params, schedule, image, args.label, its_key)
-        returned = back(params, schedule, noise, [args.label])
-        edits = back(params, schedule, noise, list(range(10)), args.guidance)
-        shown = noise / schedule.init_noise_sigma
+        noise = invert(params, up, image, args.label, its_key)
+        returned = back(params, down, noise, [args.label])
+        edits = back(params, down, noise, list(range(10)), args.guidance)
+        shown = noise / down.init_noise_sigma
         print(
             f"{title}: noise of deviation {float(jnp.std(shown)):.3f}, back to an error of "
             f"{rms(returned - image[None]):.5f} (pixels are -1 to 1)"

@@ -4,11 +4,11 @@ r"""Learns the noise levels of a short run by gradient descent through the sampl
     python examples/learn_grid.py --steps 8 --iterations 200
     python examples/learn_grid.py --quick                # a minute, to see it work
 
-A grid is N numbers, `kd.dpm2_schedule` takes them traced, and `kd.sample` is differentiable: so
-Adam moves them until a run of N steps ends where a run of 60 steps from the same noise ends. The
-start is the best of four grids of the literature, and the comparison is made on noise that was
-not learned from. No weight of the network changes, and what comes out is used as any grid is:
-`kd.dpm2_schedule(noise, sigmas=json.load(open("learn_grid.json"))["grids"]["learned"])`.
+A grid is N numbers, `kd.levels` takes them traced, and `kd.sample` is differentiable: so Adam moves
+them until a run of N steps ends where a run of 60 steps from the same noise ends. The start is the
+best of four grids of the literature, and the comparison is made on noise that was not learned from.
+No weight of the network changes, and what comes out is used as any grid is:
+`kd.dpm2(kd.levels(noise, sigmas=json.load(open("learn_grid.json"))["grids"]["learned"]))`.
 
 With the defaults the squared error on held-out noise is 0.0035, of the best known grid 0.0104.
 
@@ -66,14 +66,20 @@ def from_grid(sigmas: Any, ends: tuple[float, float]) -> jax.Array:
 
 def known_grids(noise: kd.NoiseSchedule, steps: int) -> dict[str, np.ndarray]:
     """Grids of the literature; beta both over sigma, as diffusers has it, and over the timestep."""
-    grids = {
-        name: kd.dpm2_schedule(noise, steps, grid=name)
-        for name in ("karras", "exponential", "beta")
-    }
     quantiles = betaincinv(0.6, 0.6, 1 - np.linspace(0, 1, steps))
     timesteps = quantiles * (noise.num_train_timesteps - 1)
-    grids["beta_timesteps"] = kd.dpm2_schedule(noise, timesteps=timesteps)
-    return {name: np.asarray(run.sigmas[:-1], np.float64) for name, run in grids.items()}
+    grids = {
+        "karras": kd.levels(noise, steps, grid="karras"),
+        "exponential": kd.levels(noise, steps, grid="exponential"),
+        "beta": kd.levels(noise, steps, grid="beta"),
+        "beta_timesteps": kd.levels(noise, timesteps=timesteps),
+    }
+    return {name: np.asarray(levels.sigmas[:-1]) for name, levels in grids.items()}
+
+
+def dpm2_on(noise: kd.NoiseSchedule, sigmas: Any) -> kd.Schedule:
+    """DPM2 on a grid, which may be traced."""
+    return kd.dpm2(kd.levels(noise, sigmas=sigmas))
 
 
 def run(denoise: Any, params: Any, schedule: kd.Schedule, z: jax.Array, cond: Any) -> jax.Array:
@@ -110,8 +116,7 @@ def learn(
     def update(theta: jax.Array, state: Any, params: Any, data: Any) -> Any:
         def loss(theta: jax.Array) -> jax.Array:
             z, cond, target = data
-            levels: Any = to_grid(theta, ends)
-            schedule = kd.dpm2_schedule(noise, sigmas=levels)
+            schedule = dpm2_on(noise, to_grid(theta, ends))
             return jnp.mean(squared_errors(run(denoise, params, schedule, z, cond), target))
 
         value, slope = jax.value_and_grad(loss)(theta)
@@ -185,7 +190,7 @@ def main() -> None:
         return found if images else squared_errors(found, data[2])
 
     def errors_of(sigmas: Any, data: Any) -> np.ndarray:
-        schedule = kd.dpm2_schedule(noise, sigmas=sigmas)
+        schedule = dpm2_on(noise, sigmas)
         return in_batches(lambda *part: of_grid(params, schedule, part), args.batch, *data)
 
     grids = known_grids(noise, args.steps)
@@ -210,7 +215,7 @@ def main() -> None:
         )
     few = jax.tree.map(lambda leaf: leaf[:10], held)
     images = {
-        name: np.asarray(of_grid(params, kd.dpm2_schedule(noise, sigmas=sigmas), few, True))
+        name: np.asarray(of_grid(params, dpm2_on(noise, sigmas), few, True))
         for name, sigmas in grids.items()
     }
     draw(grids, errors, {f"{REFERENCE_STEPS} steps": np.asarray(few[2]), **images}, args.output)

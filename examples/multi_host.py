@@ -46,10 +46,11 @@ def data_points() -> np.ndarray:
 
 def denoise(points: jax.Array, x: jax.Array, row: kd.Row, cond: Any = None) -> kd.Prediction:
     """The exact denoiser of a set of points: their mean, weighted by how likely each became x."""
-    distance = jnp.sum((x[:, None, :] - row.alpha * points[None]) ** 2, axis=-1)
+    # On these levels alpha is 1: x = x0 + sigma * eps.
+    distance = jnp.sum((x[:, None, :] - points[None]) ** 2, axis=-1)
     weight = jax.nn.softmax(-distance / (2 * row.sigma**2), axis=-1)
     denoised = jnp.sum(weight[:, :, None] * points[None], axis=1)
-    return kd.Prediction(denoised, (x - row.alpha * denoised) / row.sigma)
+    return kd.Prediction(denoised, (x - denoised) / row.sigma)
 
 
 @jax.jit
@@ -78,7 +79,7 @@ def sample_batch(
         array = np.asarray(array)
         return jax.make_array_from_callback(array.shape, sharding, lambda where: array[where])
 
-    schedule = kd.dpm2_ancestral_schedule(kd.noise_schedule("scaled_linear"), steps, grid="karras")
+    schedule = kd.dpm2_ancestral(kd.levels(kd.noise_schedule(), steps, grid="karras"))
     schedule = jax.tree.map(lambda leaf: put(leaf, everywhere), schedule)
     key = jax.random.wrap_key_data(put(jax.random.key_data(jax.random.key(seed)), everywhere))
     numbers = put(

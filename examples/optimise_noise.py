@@ -3,7 +3,7 @@ r"""Gradients through a whole sampler: the initial noise is optimised until a di
     python examples/optimise_noise.py                      # no class asked for, a 3 wanted
     python examples/optimise_noise.py --ask 1 --want 7     # the network is asked for ones
 
-The network is never told what is wanted. That comes from a classifier that looks at the finished
+The network never sees what is wanted. That comes from a classifier that looks at the finished
 digit: its loss is differentiated through every row of DPM2 back to the noise that the run began
 with, and Adam moves the noise. `remat="rows"` bounds the memory: one evaluation of the network and
 the samples of the rows.
@@ -45,8 +45,8 @@ def logits(classifier: Any, images: jax.Array) -> jax.Array:
 
 
 def cross_entropy(classifier: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-    said = logits(classifier, images)
-    return optax.softmax_cross_entropy_with_integer_labels(said, labels).mean()
+    outputs = logits(classifier, images)
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
 
 
 def train_classifier(params: Any, steps: int, per_class: int, seed: int) -> Any:
@@ -87,8 +87,8 @@ def judge(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
         x = noise.add_noise(images, eps, timesteps)
 
         def of_class(label: jax.Array) -> jax.Array:
-            said = unet.model_fn(params, x, timesteps.astype(jnp.float32), jnp.full(count, label))
-            return jnp.mean((said - eps) ** 2, axis=(1, 2, 3))
+            out = unet.model_fn(params, x, timesteps.astype(jnp.float32), jnp.full(count, label))
+            return jnp.mean((out - eps) ** 2, axis=(1, 2, 3))
 
         return total + jax.lax.map(of_class, jnp.arange(10)), None
 
@@ -159,7 +159,7 @@ def draw(lines: list[tuple[str, np.ndarray, np.ndarray]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--want", type=int, default=3, help="the digit that is to be seen")
-    parser.add_argument("--ask", type=int, help="what the network is asked for; default: no class")
+    parser.add_argument("--ask", type=int, help="the class for the network; default: none")
     parser.add_argument("--count", type=int, default=8, help="digits")
     parser.add_argument("--steps", type=int, default=6, help="outer steps of DPM2")
     parser.add_argument("--iterations", type=int, default=15, help="steps of Adam")
@@ -184,8 +184,8 @@ def main() -> None:
     for title, noise in (("before", onto_shell(z)), ("after", found)):
         images = sample_digits(params, schedule, noise, ask)
         seen = np.asarray(judge(params, images, jax.random.fold_in(key, 1)))
-        said = np.asarray(logits(classifier, images).argmax(axis=1))
-        print(f"{title}: the classifier sees {said.tolist()}, the judge {seen.tolist()}")
+        classes = np.asarray(logits(classifier, images).argmax(axis=1))
+        print(f"{title}: the classifier sees {classes.tolist()}, the judge {seen.tolist()}")
         lines.append((title, np.asarray(images), seen))
     print(f"loss {losses[0]:.3f} before, {losses[-1]:.3f} after {args.iterations} steps")
     draw(lines, args.output)

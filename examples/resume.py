@@ -4,13 +4,16 @@ r"""A run that stops in mid-trajectory and goes on in another process, to the sa
     python examples/resume.py --stop-after 8 --file run.npz       # ends early, as if switched off
     python examples/resume.py --resume run.npz                    # goes on; the same checksum
 
-What a sampler knows in mid-trajectory is little: the sample and its anchor (`kd.State`), the key,
-the number of the next row, and what rebuilds the schedule. It may stop between the two rows of a
-DPM2 step too. The noise of a row comes from the key and the row alone, so nothing else is kept.
+What a sampler knows in mid-trajectory is little: its `kd.State` (the sample, and the histories that
+the rows read, for DPM2 the anchor), the key, the number of the next row, and what rebuilds the
+schedule. It may stop between the two rows of a DPM2 step too. The noise of a row comes from the key
+and the row alone, so nothing else is kept. From row a of a State, the rest of the run is
 
-The rows run in chunks of `--every`, one compiled `lax.scan` each, and the file is written after
-each. Both runs go through the same chunks, and so through the same programs: the bits agree on one
-kind of machine, with one version of JAX.
+    kd.sample(denoise, params, schedule[a:], state, key, cond)
+
+The rows run in chunks of `--every`, `schedule[a:b]`, and the file is written after each but the
+last, which `kd.sample` runs. Both runs go through the same chunks, and so through the same
+programs: the bits agree on one kind of machine, with one version of JAX.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import hashlib
 import json
 import os
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +37,9 @@ import unet
 
 @jax.jit
 def run_rows(
-    denoise: Any, params: Any, state: kd.State, rows: kd.Row, key: jax.Array, cond: Any
+    denoise: Any, params: Any, rows: kd.Row, state: kd.State, key: jax.Array, cond: Any
 ) -> kd.State:
-    """A part of a run: `rows` is a slice of `schedule.rows`."""
+    """The State after a part of a run, to be saved; `rows` are those of a slice of its schedule."""
 
     def body(state: kd.State, row: kd.Row) -> tuple[kd.State, None]:
         prediction = denoise(params, state.sample, row, cond)
@@ -46,16 +50,16 @@ def run_rows(
 
 def save(path: Path, state: kd.State, key: jax.Array, row: int, settings: dict[str, Any]) -> None:
     """All of a run in one file; a reader sees a whole file, the old one or the new."""
+    arrays: dict[str, Any] = {
+        "key": jax.random.key_data(key),
+        "row": np.int64(row),
+        "settings": np.array(json.dumps(settings)),
+        # A history that no row reads is None.
+        **{name: leaf for name, leaf in vars(state).items() if leaf is not None},
+    }
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        np.savez(
-            file,
-            sample=np.asarray(state.sample),
-            anchor=np.asarray(state.anchor),
-            key=np.asarray(jax.random.key_data(key)),
-            row=np.int64(row),
-            settings=np.array(json.dumps(settings)),
-        )
+        np.savez(file, **arrays)
     os.replace(temporary, path)
 
 
@@ -63,7 +67,10 @@ def load(path: Path, settings: dict[str, Any]) -> tuple[kd.State, jax.Array, int
     """(state, key, row) of a file that `save` wrote in a run of the same settings."""
     try:
         with path.open("rb") as file, np.load(file) as archive:
-            saved = {name: archive[name] for name in ("sample", "anchor", "key", "row", "settings")}
+            saved = {name: archive[name] for name in archive.files}
+        key, row = jax.random.wrap_key_data(jnp.asarray(saved["key"])), int(saved["row"])
+        names = [field.name for field in fields(kd.State) if field.name in saved]
+        state = kd.State(**{name: jnp.asarray(saved[name]) for name in names})
         found = json.loads(str(saved["settings"]))
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
@@ -78,8 +85,7 @@ def load(path: Path, settings: dict[str, Any]) -> tuple[kd.State, jax.Array, int
             f"{[found.get(name) for name in differing]}, this run "
             f"{[settings.get(name) for name in differing]}; give the arguments it was begun with."
         )
-    state = kd.State(jnp.asarray(saved["sample"]), jnp.asarray(saved["anchor"]))
-    return state, jax.random.wrap_key_data(jnp.asarray(saved["key"])), int(saved["row"])
+    return state, key, row
 
 
 def main() -> None:
@@ -110,9 +116,8 @@ def main() -> None:
         "every": args.every,
         "weights": hashlib.sha256(digits.WEIGHTS.read_bytes()).hexdigest()[:16],
     }
-    schedule = kd.dpm2_ancestral_schedule(
-        digits.training_noise(), args.steps, eta=args.eta, grid="karras"
-    )
+    levels = kd.levels(digits.training_noise(), args.steps, grid="karras")
+    schedule = kd.dpm2_ancestral(levels, eta=args.eta)
     if args.resume is None:
         key = jax.random.key(args.seed)
         x = kd.initial_sample(schedule, key, (len(args.classes), 28, 28, 1))
@@ -124,17 +129,19 @@ def main() -> None:
     denoise = digits.digits_denoiser()
     labels = jnp.asarray(args.classes, jnp.int32)
     with tqdm(total=schedule.num_rows, initial=first, unit="row") as bar:
-        for row in range(first, schedule.num_rows, args.every):
-            rows = jax.tree.map(lambda leaf, i=row: leaf[i : i + args.every], schedule.rows)
-            state = jax.block_until_ready(run_rows(denoise, params, state, rows, key, labels))
-            done = row + len(rows.index)
-            bar.update(done - row)
+        row = first
+        while row + args.every < schedule.num_rows:
+            rows = schedule[row : row + args.every].rows
+            state = jax.block_until_ready(run_rows(denoise, params, rows, state, key, labels))
+            row += args.every
+            bar.update(args.every)
             if path is not None:
-                save(path, state, key, done, settings)
-            if done == args.stop_after and done < schedule.num_rows:
-                print(f"stopped after row {done} of {schedule.num_rows}; the run is in {path}")
+                save(path, state, key, row, settings)
+            if row == args.stop_after:
+                print(f"stopped after row {row} of {schedule.num_rows}; the run is in {path}")
                 return
-    images = np.asarray(state.sample)
+        images = np.asarray(kd.sample(denoise, params, schedule[row:], state, key, labels))
+        bar.update(schedule.num_rows - row)
     print(f"{len(images)} digits, sha256 {hashlib.sha256(images.tobytes()).hexdigest()}")
 
 

@@ -8,8 +8,9 @@ A static batch waits for its longest request: 30 steps of DPM2 are 59 evaluation
 and a request of 5 steps, done after 9, keeps its place for the other 50. Here the batch is S slots.
 Each holds a request: its table, the row it is at, its sample, its key. `tick` moves every slot on
 by a row of its own table, and `admit` puts a waiting request in the place of one that is done. To
-them tables padded alike are just numbers, so neither compiles again. The lengths of the tables tell
-the host when a slot comes free: it stays a chunk of rows ahead of the device, never waited for.
+them tables padded to the same rows and columns are just numbers, so neither compiles again. From
+the lengths of the tables the host knows when a slot comes free: it stays a chunk of rows ahead of
+the device, never waited for.
 """
 
 import argparse
@@ -32,6 +33,9 @@ import kdiff_jax as kd
 import unet
 
 COUNTS: Counter[str] = Counter()
+# What an executable can run: the columns of all samplers of its network.
+COLUMNS: tuple[str, ...] = ("epsilon_weight", "noise_weight", "anchor_weight", "input_scale")
+LCM_COLUMNS: tuple[str, ...] = ("noise_weight", "alpha")
 
 
 @jax.tree_util.register_dataclass
@@ -40,11 +44,11 @@ class Request:
     """A request and how far it is; with an axis S in front of every leaf, the slots.
 
     Attributes:
-      schedule: its run, from any builder and `start_at`, then `pad(num_rows, general=True)`.
+      schedule: its run, from any sampler and levels, then `pad(num_rows, columns=COLUMNS)`.
       position: int32, the next row; at the end of its run and past it a slot idles.
       state: `kd.init(schedule, x)`, where x is noise, or for image to image a noised image.
       key: of the noise of its steps.
-      cond: what the denoiser is told, here {"label": int32, "scale": float32}.
+      cond: the condition of the network, here {"label": int32, "scale": float32}.
     """
 
     schedule: kd.Schedule
@@ -103,7 +107,8 @@ def serve(
     """
     kind = jax.tree.map(jax.typeof, waiting[0])
     slots = stacked([waiting[0]] * num_slots)
-    slots = replace(slots, position=slots.schedule.length)  # at the end: they idle
+    end = jnp.full(num_slots, len(waiting[0].schedule), jnp.int32)
+    slots = replace(slots, position=end)  # they idle
     free = deque(range(num_slots))
     running: dict[int, tuple[int, int]] = {}  # slot -> (number, the evaluation it ends at)
     number = now = 0
@@ -114,7 +119,7 @@ def serve(
             if (got := jax.tree.map(jax.typeof, request)) != kind:
                 raise ValueError(
                     f"request {number} is {got}, the slots hold {kind}; pad all schedules by the "
-                    "same pad(num_rows, general=True), and give state and cond without batch axis."
+                    "same pad(num_rows, columns=...), and give state and cond without batch axis."
                 )
             slots = admit(slots, np.int32(slot), request)
             running[slot] = number, now + len(request.schedule)
@@ -154,7 +159,7 @@ def guided(params: Any, x: jax.Array, row: kd.Row, cond: Any) -> kd.Prediction:
 
 
 def lcm(params: Any, x: jax.Array, row: kd.Row, cond: Any) -> kd.Prediction:
-    """The distilled network, which is told the scale: no doubled batch."""
+    """The distilled network, which receives the scale: no doubled batch."""
     return digits.lcm_denoiser()(params, x, row, cond)
 
 
@@ -171,7 +176,8 @@ def make_requests(
 ) -> list[Request]:
     """Equal parts of all samplers and step counts, in random order, in tables of one shape."""
     runs = [digits.digits_schedule(sampler, n) for n in steps for sampler in samplers]
-    runs = [run.pad(max(map(len, runs)), general=True) for run in runs]
+    columns = LCM_COLUMNS if "lcm" in samplers else COLUMNS
+    runs = [run.pad(max(map(len, runs)), columns) for run in runs]
     order = np.random.default_rng(seed).permutation(total) % len(runs)
     scale, seeds = itertools.cycle(scales), itertools.count(seed)
     return [make_request(runs[k], next(seeds), k % 10, next(scale)) for k in order]
@@ -204,7 +210,7 @@ def bare_network(params: Any, x: jax.Array, cond: Any, count: Any) -> jax.Array:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     samplers = ["dpm2", "dpm2_ancestral"]
-    parser.add_argument("--sampler", nargs="+", choices=digits.BUILDERS, default=samplers)
+    parser.add_argument("--sampler", nargs="+", choices=digits.SAMPLERS, default=samplers)
     parser.add_argument("--steps", type=int, nargs="+", help="5 10 20 30, of LCM 1 to 8")
     for name, default in ("requests", 64), ("slots", 16), ("seed", 0), ("repeats", 3):
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -11,6 +11,7 @@ images, timesteps and noise whatever happened before.
 """
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -88,6 +89,13 @@ def loss_fn(
     return jnp.mean(errors / noise.alphas_cumprod[timesteps])
 
 
+@functools.partial(jax.jit, static_argnums=1)  # one program instead of one for every shape
+def fresh_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; each of its arrays is given away in it, so none twice."""
+    ema = jax.tree.map(jnp.copy, params)
+    return TrainState(params, ema, optimizer.init(params), jnp.asarray(0, jnp.int32))
+
+
 def make_train_step(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
     """The jitted train step. The state's buffers are given away and reused for the new state."""
 
@@ -120,9 +128,7 @@ def main() -> None:
     )
     init_key, train_key = jax.random.split(jax.random.key(args.seed))
     optimizer = make_optimizer(args.steps)
-    params = unet.init_params(init_key)
-    ema = jax.tree.map(jnp.copy, params)
-    state = TrainState(params, ema, optimizer.init(params), jnp.asarray(0, jnp.int32))
+    state = fresh_state(unet.init_params(init_key), optimizer)
     settings = {"steps": str(args.steps), "batch": str(args.batch), "seed": str(args.seed)}
     state = restore_checkpoint(args.checkpoint, state, settings)
     train_step = make_train_step(optimizer)

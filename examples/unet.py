@@ -4,9 +4,9 @@
     eps = model_fn(params, x, timestep, cond)    # x [B, 28, 28, 1], timestep [B], cond int32 [B]
 
 `model_fn` is one fixed pure function and `params` a pytree of arrays, so that nothing retraces and
-no weight is captured in a closure. `cond` holds class labels; `NO_CLASS` asks for no class (for
-guidance). A network that guidance was distilled into is told its scale too: with its params, `cond`
-is `{"label": int32 [B], "scale": float32 [B]}`, the scale as in `kd.guided` (1 is none).
+no weight is captured in a closure. `cond` holds class labels; `NO_CLASS` stands for no class (for
+guidance). A network that guidance was distilled into receives its scale too: with its params,
+`cond` is `{"label": int32 [B], "scale": float32 [B]}`, the scale as in `kd.guided` (1 is none).
 """
 
 from pathlib import Path
@@ -128,7 +128,7 @@ class UNet(nnx.Module):
     """Predicts the noise eps of x = alpha * x0 + sigma * eps from x, the timestep and the class.
 
     Pixels are folded to 14 x 14 x 4 first; most of the work is done at 7 x 7, where it is cheapest.
-    With `guidance` it is also told a guidance scale, which at first it makes nothing of.
+    With `guidance` it also receives a guidance scale, which changes nothing in fresh weights.
     """
 
     def __init__(
@@ -157,8 +157,8 @@ class UNet(nnx.Module):
         self.norm_out = Norm(wide)
         self.conv_out = nnx.Conv(wide, 4, (3, 3), kernel_init=nnx.initializers.zeros, rngs=rngs)
         zeros = nnx.initializers.zeros
-        told = nnx.Linear(emb, emb, use_bias=False, kernel_init=zeros, rngs=rngs)
-        self.guidance = told if guidance else None
+        of_scale = nnx.Linear(emb, emb, use_bias=False, kernel_init=zeros, rngs=rngs)
+        self.guidance = of_scale if guidance else None
 
     def __call__(self, x: jax.Array, timestep: jax.Array, cond: Any) -> jax.Array:
         time, label = timestep_embedding(timestep, self.emb_size), cond
@@ -198,13 +198,14 @@ def init_params(key: jax.Array) -> Any:
 
 
 def with_guidance(params: Any) -> Any:
-    """The same weights for a network that is told a guidance scale, which still changes nothing."""
+    """The same weights for a network that receives a guidance scale, which changes nothing yet."""
     tensors = {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
     leaves, treedef = jax.tree_util.tree_flatten_with_path(_STRUCTURES[True][1])
     values = [tensors.get(_name(keys), jnp.zeros(leaf.shape)) for keys, leaf in leaves]
     return jax.tree_util.tree_unflatten(treedef, values)
 
 
+@jax.jit
 def model_fn(params: Any, x: jax.Array, timestep: jax.Array, cond: Any) -> jax.Array:
     """The network as a pure function: predicted eps, of the shape of x."""
     graphdef, _ = _STRUCTURES["guidance" in params]

@@ -5,8 +5,8 @@ r"""Variations of a digit: from its seed, a little way to another noise; from it
 
 From a seed: the initial noise is turned a little towards another one (`kd.slerp`), and the whole
 run is made again. From an image, here the first one: it is brought to a noise level below the top
-with fresh noise and sampled from there in exactly `--steps` steps (`kd.img2img_schedule`). A small
-fraction, or strength, changes little.
+with fresh noise and sampled from there in exactly `--steps` steps (`kd.levels(..., strength=)`). A
+small fraction, or strength, changes little.
 """
 
 import argparse
@@ -55,9 +55,7 @@ def from_image(
 ) -> jax.Array:
     """[count, 28, 28, 1]: an image [28, 28, 1] renoised, and sampled in `steps` steps."""
     # On the timesteps of training, so that a strength is a share of them.
-    schedule = kd.img2img_schedule(
-        lambda total: kd.dpm2_schedule(digits.training_noise(), total), steps, strength
-    )
+    schedule = kd.dpm2(kd.levels(digits.training_noise(), steps, strength=strength))
     images = jnp.repeat(image[None], count, axis=0)
     eps = jax.random.normal(jax.random.fold_in(key, 2), images.shape)
     return run(schedule, kd.add_noise(schedule[0], images, eps), label, guidance)

@@ -1,48 +1,102 @@
-"""Diffusion samplers for JAX: a sampler is a table, a step is one line, a trajectory one scan."""
+"""Diffusion samplers for JAX: noise -> levels -> table -> denoise -> sample.
 
-from kdiff_jax._brownian import brownian_noise as brownian_noise
-from kdiff_jax._denoise import Denoiser as Denoiser
-from kdiff_jax._denoise import Prediction as Prediction
-from kdiff_jax._denoise import clipped as clipped
-from kdiff_jax._denoise import consistency as consistency
-from kdiff_jax._denoise import denoiser as denoiser
-from kdiff_jax._denoise import thresholded as thresholded
-from kdiff_jax._dpm2 import dpm2_ancestral_schedule as dpm2_ancestral_schedule
-from kdiff_jax._dpm2 import dpm2_schedule as dpm2_schedule
-from kdiff_jax._euler import euler_schedule as euler_schedule
-from kdiff_jax._flow import FlowSchedule as FlowSchedule
-from kdiff_jax._flow import flow_schedule as flow_schedule
-from kdiff_jax._grids import align_your_steps_sigmas as align_your_steps_sigmas
-from kdiff_jax._grids import beta_sigmas as beta_sigmas
-from kdiff_jax._grids import exponential_sigmas as exponential_sigmas
-from kdiff_jax._grids import karras_sigmas as karras_sigmas
-from kdiff_jax._grids import kl_optimal_sigmas as kl_optimal_sigmas
-from kdiff_jax._grids import laplace_sigmas as laplace_sigmas
-from kdiff_jax._grids import linear_quadratic_sigmas as linear_quadratic_sigmas
-from kdiff_jax._grids import polyexponential_sigmas as polyexponential_sigmas
-from kdiff_jax._grids import vp_sigmas as vp_sigmas
-from kdiff_jax._guidance import guidance_embedding as guidance_embedding
-from kdiff_jax._guidance import guided as guided
-from kdiff_jax._img2img import img2img_schedule as img2img_schedule
-from kdiff_jax._img2img import slerp as slerp
-from kdiff_jax._inpaint import inpainted as inpainted
-from kdiff_jax._inversion import inversion_schedule as inversion_schedule
-from kdiff_jax._lcm import lcm_schedule as lcm_schedule
-from kdiff_jax._noise import add_noise as add_noise
-from kdiff_jax._noise import given_noise as given_noise
-from kdiff_jax._noise import initial_sample as initial_sample
-from kdiff_jax._noise import row_noise as row_noise
-from kdiff_jax._noise_schedule import NoiseSchedule as NoiseSchedule
-from kdiff_jax._noise_schedule import noise_schedule as noise_schedule
-from kdiff_jax._precondition import continuous as continuous
-from kdiff_jax._precondition import edm_denoiser as edm_denoiser
-from kdiff_jax._row import Row as Row
-from kdiff_jax._row import State as State
-from kdiff_jax._sample import sample as sample
-from kdiff_jax._schedule import Schedule as Schedule
-from kdiff_jax._stack import stack as stack
-from kdiff_jax._step import init as init
-from kdiff_jax._step import step as step
-from kdiff_jax._timestep_grids import beta_timesteps as beta_timesteps
+A sampler is a table, a step is one line of arithmetic, a trajectory one scan:
 
-__version__ = "0.1.0"
+    noise    = kd.noise_schedule("scaled_linear")      the noise levels of training
+    levels   = kd.levels(noise, 25, grid="karras")     the ones that a run visits
+    schedule = kd.dpm2(levels)                         a sampler: a function of levels
+    denoise  = kd.denoiser(model_fn)                   a network: a function of rows
+    x        = kd.initial_sample(schedule, key, shape)
+    x0       = kd.sample(denoise, params, schedule, x, key)
+"""
+
+# ruff: noqa: I001 - in reading order
+from kdiff_jax._levels.noise_schedule import NoiseSchedule, noise_schedule
+from kdiff_jax._levels.flow import FlowSchedule, flow_schedule
+from kdiff_jax._levels.levels import Levels
+from kdiff_jax._levels.build import levels
+from kdiff_jax._levels.lcm_levels import lcm_levels
+from kdiff_jax._levels.grids import (
+    beta_sigmas,
+    exponential_sigmas,
+    karras_sigmas,
+    kl_optimal_sigmas,
+    laplace_sigmas,
+    linear_quadratic_sigmas,
+    polyexponential_sigmas,
+    vp_sigmas,
+)
+from kdiff_jax._levels.timestep_grids import beta_timesteps
+from kdiff_jax._levels.align_your_steps import align_your_steps_sigmas
+from kdiff_jax._table.row import Row
+from kdiff_jax._table.schedule import Schedule
+from kdiff_jax._table.euler import euler
+from kdiff_jax._table.dpm2 import dpm2, dpm2_ancestral
+from kdiff_jax._table.lcm import lcm
+from kdiff_jax._table.stack import stack
+from kdiff_jax._denoise.prediction import Prediction
+from kdiff_jax._denoise.network import Denoiser, denoiser
+from kdiff_jax._denoise.continuous import continuous, edm_denoiser
+from kdiff_jax._denoise.clip import clipped, thresholded
+from kdiff_jax._denoise.consistency import consistency
+from kdiff_jax._denoise.guidance import guided
+from kdiff_jax._denoise.guidance_embedding import guidance_embedding
+from kdiff_jax._denoise.inpaint import inpainted
+from kdiff_jax._noise.keyed import add_noise, initial_sample, row_noise
+from kdiff_jax._noise.given import given_noise
+from kdiff_jax._noise.brownian import brownian_noise
+from kdiff_jax._noise.slerp import slerp
+from kdiff_jax._run.state import State, init
+from kdiff_jax._run.step import step
+from kdiff_jax._run.sample import sample
+
+__version__ = "0.2.0"
+
+# Written out, in reading order, so that type checkers see what is public.
+__all__ = [  # noqa: RUF022
+    "NoiseSchedule",
+    "noise_schedule",
+    "FlowSchedule",
+    "flow_schedule",
+    "Levels",
+    "levels",
+    "lcm_levels",
+    "beta_sigmas",
+    "exponential_sigmas",
+    "karras_sigmas",
+    "kl_optimal_sigmas",
+    "laplace_sigmas",
+    "linear_quadratic_sigmas",
+    "polyexponential_sigmas",
+    "vp_sigmas",
+    "beta_timesteps",
+    "align_your_steps_sigmas",
+    "Row",
+    "Schedule",
+    "euler",
+    "dpm2",
+    "dpm2_ancestral",
+    "lcm",
+    "stack",
+    "Prediction",
+    "Denoiser",
+    "denoiser",
+    "continuous",
+    "edm_denoiser",
+    "clipped",
+    "thresholded",
+    "consistency",
+    "guided",
+    "guidance_embedding",
+    "inpainted",
+    "add_noise",
+    "initial_sample",
+    "row_noise",
+    "given_noise",
+    "brownian_noise",
+    "slerp",
+    "State",
+    "init",
+    "step",
+    "sample",
+]

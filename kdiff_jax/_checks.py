@@ -5,30 +5,9 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-
-def is_traced(*values: Any) -> bool:
-    """Whether a value is known only inside a transformation, so that it cannot be inspected."""
-    # `any` of a generator takes twice as long, and a table asks fifty times.
-    for value in values:  # noqa: SIM110
-        if isinstance(value, jax.core.Tracer):
-            return True
-    return False
-
-
-def common_namespace(*values: Any) -> tuple[Any, ...]:
-    """NumPy in float64 for values, jax.numpy where one is traced; and the values as its arrays.
-
-    So one formula fills a table on the host in float64, and runs traced where a caller wants its
-    gradient. Casting to one dtype keeps strict dtype promotion content.
-    """
-    if is_traced(*values):
-        dtype = jax.dtypes.canonicalize_dtype(np.float64)
-        return jnp, *(jnp.asarray(value, dtype) for value in values)
-    return np, *(np.asarray(value, np.float64) for value in values)
+from kdiff_jax._arrays import Array, is_traced
 
 
 def check_int(name: str, value: Any, minimum: int) -> int:
@@ -66,6 +45,10 @@ def check_number(
 
 def check_strength(strength: Any) -> float:
     """An image-to-image strength in (0, 1]."""
+    if is_traced(strength):
+        raise ValueError(
+            "strength is traced, and it decides how many steps there are; pass a number."
+        )
     strength = check_number("strength", strength, above=0)
     if strength > 1:
         raise ValueError(f"strength = {strength} is out of range; expected it in (0, 1].")
@@ -104,10 +87,15 @@ def check_vector(name: str, value: Any) -> np.ndarray:
     return vector
 
 
-def check_sigmas(name: str, sigmas: Any) -> np.ndarray:
-    """Strictly descending positive levels, [N] float64, without the closing 0 they may end in."""
+def check_sigmas(name: str, sigmas: Any) -> Array:
+    """Strictly descending positive levels, [N] float64, without the closing 0 they may end in.
+
+    Traced ones pass as they are: they cannot be inspected.
+    """
+    if is_traced(sigmas):
+        return sigmas
     levels = check_vector(name, sigmas)
-    # k-diffusion's grids carry their closing 0, diffusers' do not: both say the same grid.
+    # k-diffusion's grids carry their closing 0, diffusers' do not: both mean the same grid.
     levels = levels[:-1] if levels[-1] == 0 else levels
     if levels.size == 0 or levels.min() <= 0 or np.any(np.diff(levels) >= 0):
         raise ValueError(
@@ -117,7 +105,7 @@ def check_sigmas(name: str, sigmas: Any) -> np.ndarray:
     return levels
 
 
-def one_per_step(name: str, value: Any, num_steps: int) -> Any:
+def one_per_step(name: str, value: Any, num_steps: int) -> Array:
     """A number that is not negative, or one a step, [N]; a traced value passes."""
     if is_traced(value):
         return value

@@ -1,4 +1,4 @@
-"""Rectified flows and the builders of their tables, for the tests of flow matching."""
+"""Rectified flows and the samplers of their tables, for the tests of flow matching."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,11 @@ import pytest
 import kdiff_jax as kd
 
 FLOW, SD3 = kd.flow_schedule(), kd.flow_schedule(shift=3.0)
-BUILDERS: dict[str, Callable[..., kd.Schedule]] = {
-    "euler": kd.euler_schedule,
-    "dpm2": kd.dpm2_schedule,
-    "ancestral": kd.dpm2_ancestral_schedule,
-    "euler_ancestral": lambda noise, n=None, eta=1.0, **k: kd.euler_schedule(
-        noise, n, eta=eta, **k
-    ),
-    "lcm": kd.lcm_schedule,
+SAMPLERS: dict[str, Callable[..., kd.Schedule]] = {
+    "euler": kd.euler,
+    "dpm2": kd.dpm2,
+    "ancestral": kd.dpm2_ancestral,
+    "euler_ancestral": lambda levels, eta=1.0, **k: kd.euler(levels, eta, **k),
+    "lcm": kd.lcm,
 }
-every_builder = pytest.mark.parametrize("name", BUILDERS)
+every_sampler = pytest.mark.parametrize("name", SAMPLERS)

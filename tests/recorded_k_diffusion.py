@@ -38,8 +38,8 @@ def network(np_: Any, net: dict[str, Any], weight: Any, bias: Any, x: Any, time:
 def denoised(np_: Any, raw: Callable[[Any, Any], Any], x: Any, sigma: Any) -> Any:
     """A denoiser of continuous sigma, without training timesteps; sigma is [B]."""
     scale = 1 / np_.sqrt(1 + sigma**2)
-    answer = raw(x * scale[:, None], np_.log(sigma) / 4)
-    return x * (scale**2)[:, None] + answer * (sigma * scale)[:, None]
+    out = raw(x * scale[:, None], np_.log(sigma) / 4)
+    return x * (scale**2)[:, None] + out * (sigma * scale)[:, None]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def network(net: Network, x: Array, timestep: float) -> Array:
     """`(linear + linear_slope e^2) x + (gain + gain_slope e) tanh(x W + bias cos(w t + phase))`.
 
     `e = 1 - (t + 1) / T` is 0 at the noisiest training timestep, so that an epsilon network with
-    `linear = 1` and `gain = 0` answers almost its input there, as a trained one does.
+    `linear = 1` and `gain = 0` outputs almost its input there, as a trained one does.
     """
     flat = x.reshape(x.shape[0], -1)
     early = 1 - (timestep + 1) / net.num_train_timesteps
@@ -75,7 +75,7 @@ class Case:
     call: dict[str, Any]
     network: Network
     initial: Array  # [B, ...] float32, already at the noise level of the first row
-    # [B, ...] float32: for image-to-image, what diffusers' add_noise was given (its answer is
+    # [B, ...] float32: for image-to-image, what diffusers' add_noise was given (its result is
     # `initial`). Otherwise None.
     clean: Array | None
     clean_noise: Array | None

@@ -16,19 +16,57 @@ NOISE = kd.noise_schedule("scaled_linear")
 
 # name -> the schedule of N outer steps. Every property below holds for every line.
 SAMPLERS: dict[str, Callable[[int], kd.Schedule]] = {
-    "euler": lambda n: kd.euler_schedule(NOISE, n),
-    "euler_ancestral": lambda n: kd.euler_schedule(NOISE, n, eta=1.0),
-    "dpm2": lambda n: kd.dpm2_schedule(NOISE, n),
-    "dpm2_karras": lambda n: kd.dpm2_schedule(NOISE, n, grid="karras"),
-    "dpm2_sigmas_alone": lambda n: kd.dpm2_schedule(None, sigmas=kd.karras_sigmas(n, 0.03, 14.6)),
-    "dpm2_churn": lambda n: kd.dpm2_schedule(NOISE, n, s_churn=0.3 * n, s_tmax=10.0, s_noise=0.9),
-    "ancestral": lambda n: kd.dpm2_ancestral_schedule(NOISE, n),
-    "ancestral_half_eta": lambda n: kd.dpm2_ancestral_schedule(NOISE, n, eta=0.5, s_noise=0.9),
-    "lcm": lambda n: kd.lcm_schedule(NOISE, n),
-    "inversion": lambda n: kd.inversion_schedule(kd.dpm2_schedule(NOISE, n + 1)),
+    "euler": lambda n: kd.euler(kd.levels(NOISE, n)),
+    "euler_ancestral": lambda n: kd.euler(kd.levels(NOISE, n), eta=1.0),
+    "dpm2": lambda n: kd.dpm2(kd.levels(NOISE, n)),
+    "dpm2_karras": lambda n: kd.dpm2(kd.levels(NOISE, n, grid="karras")),
+    "dpm2_sigmas_alone": lambda n: kd.dpm2(kd.levels(None, sigmas=kd.karras_sigmas(n, 0.03, 14.6))),
+    "dpm2_churn": lambda n: kd.dpm2(
+        kd.levels(NOISE, n).churned(s_churn=0.3 * n, s_tmax=10.0, s_noise=0.9)
+    ),
+    "dpm2_ends_above_0": lambda n: kd.dpm2(kd.levels(NOISE, n + 2).end_at(n)),
+    "ancestral": lambda n: kd.dpm2_ancestral(kd.levels(NOISE, n)),
+    "ancestral_half_eta": lambda n: kd.dpm2_ancestral(kd.levels(NOISE, n), eta=0.5, s_noise=0.9),
+    "lcm": lambda n: kd.lcm(kd.lcm_levels(NOISE, n)),
+    "inversion": lambda n: kd.dpm2(kd.levels(NOISE, n + 1).reversed()),
+    "three_estimates": lambda n: adams_bashforth(kd.levels(NOISE, n)),
 }
-DETERMINISTIC = ("euler", "dpm2", "dpm2_karras", "dpm2_sigmas_alone", "inversion")
-STOCHASTIC = [name for name in SAMPLERS if name not in DETERMINISTIC]
+
+
+def adams_bashforth(levels: kd.Levels) -> kd.Schedule:
+    """A table of D_1 and D_2 filled by hand: Euler's, with weights of three estimates of x0.
+
+    Not a sampler to use: its weights, fixed and arbitrary, only have to read both histories.
+    """
+    schedule = kd.euler(levels)
+    step = np.asarray(schedule.rows.step)
+    first, second = (jnp.asarray(step >= k, schedule.sigmas.dtype) for k in (1, 2))
+    rows = dataclasses.replace(
+        schedule.rows,
+        denoised_weight=schedule.rows.denoised_weight + 0.5 * first,
+        denoised_weight_1=-0.7 * first,
+        denoised_weight_2=0.2 * second,
+    )
+    return dataclasses.replace(schedule, rows=rows)
+
+
+def draws(schedule: kd.Schedule) -> bool:
+    """Whether a schedule needs a key: None as its noise column is "deterministic"."""
+    return schedule.rows.noise_weight is not None
+
+
+STOCHASTIC = [name for name, build in SAMPLERS.items() if draws(build(2))]
+DETERMINISTIC = [name for name in SAMPLERS if name not in STOCHASTIC]
+
+
+def columns_of(schedule: kd.Schedule) -> tuple[str, ...]:
+    """The names of the columns that are not None; with the length, they decide the program."""
+    return tuple(sorted(name for name, leaf in vars(schedule.rows).items() if leaf is not None))
+
+
+COLUMNS = {name: columns_of(build(2)) for name, build in SAMPLERS.items()}
+# One sampler for each set of columns, where to compile all of them would show nothing more.
+ONE_OF_EACH = list({columns: name for name, columns in reversed(COLUMNS.items())}.values())
 
 
 def elementwise_model(params: Any, x: jax.Array, timestep: jax.Array) -> jax.Array:
@@ -58,10 +96,12 @@ def keep_noise_of(schedule: kd.Schedule, k: int) -> kd.Schedule:
     With `identity_denoise` a run of it ends at exactly the z that was drawn for row k.
     """
     rows = schedule.rows
-    here = (jnp.arange(schedule.num_rows) == k).astype(rows.noise_weight.dtype)
+    assert rows.noise_weight is not None
+    here = jnp.asarray(np.arange(schedule.num_rows) == k, rows.noise_weight.dtype)
     zero = jnp.zeros_like(here)
-    weights = {"anchor_weight": zero, "epsilon_weight": zero}
-    rows = dataclasses.replace(rows, denoised_weight=1 - here, noise_weight=here, **weights)
+    weights = ("anchor_weight", "epsilon_weight", "denoised_weight_1", "denoised_weight_2")
+    cleared = {name: zero for name in weights if getattr(rows, name) is not None}
+    rows = dataclasses.replace(rows, denoised_weight=1 - here, noise_weight=here, **cleared)
     return dataclasses.replace(schedule, rows=rows)
 
 
@@ -70,7 +110,7 @@ def identity_denoise(params: Any, x: jax.Array, row: kd.Row, cond: Any = None) -
 
 
 def run_by_hand(
-    denoise: Any, params: Any, schedule: kd.Schedule, x: jax.Array, key: Any = None
+    denoise: Any, params: Any, schedule: kd.Schedule, x: jax.Array | kd.State, key: Any = None
 ) -> list[kd.State]:
     """A plain Python loop; the state before the first row and after every row."""
     states = [kd.init(schedule, x)]
@@ -85,19 +125,23 @@ def run_in_numpy(
 ) -> np.ndarray:
     """The line of the design in float64, row by row; only the prediction is the package's."""
     sample = anchor = np.asarray(x, np.float64)
+    denoised_1, denoised_2 = np.zeros_like(sample), np.zeros_like(sample)
     for row, z in zip(schedule, noise, strict=True):
         prediction = denoise(params, jnp.asarray(sample, schedule.sigmas.dtype), row)
-        weight = {
-            name: float(getattr(row, f"{name}_weight"))
-            for name in ("anchor", "denoised", "epsilon", "noise")
+        denoised = np.asarray(prediction.denoised, np.float64)
+        terms = {
+            "anchor_weight": anchor,
+            "denoised_weight": denoised,
+            "epsilon_weight": np.asarray(prediction.epsilon, np.float64),
+            "noise_weight": np.asarray(z, np.float64),
+            "denoised_weight_1": denoised_1,
+            "denoised_weight_2": denoised_2,
         }
-        sample = (
-            weight["anchor"] * anchor
-            + weight["denoised"] * np.asarray(prediction.denoised, np.float64)
-            + weight["epsilon"] * np.asarray(prediction.epsilon, np.float64)
-            + weight["noise"] * np.asarray(z, np.float64)
-        )
-        anchor = sample if bool(row.advances) else anchor
+        weights = {name: getattr(row, name) for name in terms}
+        present = [name for name in terms if weights[name] is not None]
+        sample = np.sum([float(weights[name]) * terms[name] for name in present], axis=0)
+        anchor = sample if row.advances is None or bool(row.advances) else anchor
+        denoised_1, denoised_2 = denoised, denoised_1
     return sample
 
 

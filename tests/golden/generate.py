@@ -16,7 +16,7 @@ What is recorded: runs of `KDPM2DiscreteScheduler`, `KDPM2AncestralDiscreteSched
 `LCMScheduler` over random values of all of their parameters, with the small fixed network of
 `recordings.network` evaluated by torch in float32, the noise drawn beforehand and handed to the
 scheduler in place of `randn_tensor`, and the sample after every evaluation. Image-to-image runs
-start from the scheduler's own `add_noise`, as the pipelines do. `recordings.Case` says what a
+start from the scheduler's own `add_noise`, as the pipelines do. `recordings.Case` describes what a
 record holds.
 
 What is left out, because diffusers is wrong there and not just inexact (each has its own test):

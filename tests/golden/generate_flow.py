@@ -1,4 +1,4 @@
-"""Records what the flow-matching schedulers of diffusers do, for tests/test_flow_diffusers.py.
+"""Records what the flow-matching schedulers of diffusers do, for the tests of the adapter.
 
 Needs torch and diffusers. In an environment of its own:
 
@@ -6,9 +6,9 @@ Needs torch and diffusers. In an environment of its own:
     python tests/golden/generate_flow.py       # writes flow.npz beside this file
 
 Of every case: the config, the arguments of `set_timesteps`, and the sigmas and timesteps that it
-makes. Of those with steps also a run of `step`: the initial sample, what the network said (a fixed
-function of torch), the noise (drawn by NumPy, handed in place of `randn_tensor`) and the sample
-after every step. The same versions make the same bytes again.
+makes. Of those with steps also a run of `step`: the initial sample, the output of the network (a
+fixed function of torch), the noise (drawn by NumPy, handed in place of `randn_tensor`) and the
+sample after every step. The same versions make the same bytes again.
 """
 
 import json

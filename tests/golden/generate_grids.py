@@ -1,4 +1,4 @@
-"""Records the grids of k-diffusion and diffusers, for `tests/test_grids.py` and the zero SNR tests.
+"""Records the grids of k-diffusion and diffusers, for the tests of grids and zero SNR.
 
 Needs torch, diffusers and k-diffusion. In an environment of its own:
 

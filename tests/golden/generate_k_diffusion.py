@@ -1,4 +1,4 @@
-"""Records what the samplers of k-diffusion do, for `tests/test_k_diffusion.py`.
+"""Records what the samplers of k-diffusion do, for `tests/adapters/test_k_diffusion.py`.
 
 Needs torch and k-diffusion, which nothing else in the tests does. In an environment of its own:
 
@@ -9,7 +9,7 @@ Needs torch and k-diffusion, which nothing else in the tests does. In an environ
 Recorded are runs of `sample_dpm_2` (churn), `sample_dpm_2_ancestral` and an LCM over random grids
 and controls, with plain denoisers and with k-diffusion's wrappers of epsilon and v networks around
 the small network of `recorded_k_diffusion.network`, in float64 and in float32; what its callback
-was told; and values of its functions for grids and levels. The noise is drawn beforehand in NumPy:
+received; and values of its functions for grids and levels. The noise is drawn beforehand in NumPy:
 it stands in for `torch.randn_like`, or is handed over as the noise sampler.
 
 k-diffusion 0.1.1.post1 has no `sample_lcm`: it is a sampler that user interfaces add to its own.
@@ -157,8 +157,8 @@ def _run(case: dict[str, Any], arrays: dict[str, np.ndarray], dtype: torch.dtype
     draws = iter(noise)
     options = dict(case["controls"])
 
-    def callback(said: dict[str, Any]) -> None:
-        shown.append(said["x"].to(torch.float64).numpy())
+    def callback(values: dict[str, Any]) -> None:
+        shown.append(values["x"].to(torch.float64).numpy())
 
     def noise_sampler(sigma: Any, sigma_next: Any) -> Any:
         assert sigma > sigma_next
@@ -190,16 +190,16 @@ def _quantizes_clearly(case: dict[str, Any], run: Any) -> bool:
     """Whether no timestep of the run is close to a tie between two integers."""
     if not case.get("quantize"):
         return True
-    told: list[Any] = []
+    timesteps: list[Any] = []
     exact = EXTERNAL.DiscreteSchedule.sigma_to_t
 
     def spy(self: Any, sigma: Any, quantize: Any = None) -> Any:
-        told.append(exact(self, sigma, False).numpy())
+        timesteps.append(exact(self, sigma, False).numpy())
         return exact(self, sigma, quantize)
 
     with mock.patch.object(EXTERNAL.DiscreteSchedule, "sigma_to_t", spy):
         run()
-    times = np.concatenate(told)
+    times = np.concatenate(timesteps)
     return bool(np.all(np.abs(times - np.floor(times) - 0.5) > 1e-3))
 
 
@@ -224,7 +224,7 @@ def _random_case(rng: np.random.Generator, sampler: str) -> tuple[dict, dict[str
 
 
 def _functions(rng: np.random.Generator) -> dict[str, Any]:
-    """Arguments and float64 answers of the functions for grids and levels."""
+    """Arguments and float64 results of the functions for grids and levels."""
     found: dict[str, Any] = {"grids": [], "ancestral_steps": [], "levels": []}
     for _ in range(6):
         n = int(rng.integers(2, 9))

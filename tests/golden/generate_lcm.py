@@ -58,8 +58,8 @@ def record(steps: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     scheduling_lcm.randn_tensor = lambda *_, **__: torch.from_numpy(next(handed))
     sample, outputs, samples = torch.from_numpy(initial), [], []
     for timestep in scheduler.timesteps:
-        told = np.full(len(LABELS), int(timestep), np.float32)
-        out = np.array(jax.jit(unet.model_fn)(params, sample.numpy(), told, cond))
+        timesteps = np.full(len(LABELS), int(timestep), np.float32)
+        out = np.array(jax.jit(unet.model_fn)(params, sample.numpy(), timesteps, cond))
         sample = scheduler.step(torch.from_numpy(out), timestep, sample).prev_sample
         outputs.append(out)
         samples.append(sample.numpy().copy())

@@ -1,0 +1,73 @@
+"""How Sphinx builds the documentation: `sphinx-build -W docs docs/_build`."""
+
+import inspect
+import re
+import textwrap
+
+import kdiff_jax
+
+project = "kdiff_jax"
+author = "the authors of kdiff_jax"
+version = release = kdiff_jax.__version__
+repository = "https://github.com/kdiff-jax/kdiff_jax"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"kdiff_jax {release}"
+html_theme_options = {"source_repository": repository, "source_branch": "main"}
+myst_heading_anchors = 3
+default_role = "code"  # docstrings write code in single backticks
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # signature_as_written puts them in, one signature for all overloads
+
+
+def links_to_files(app, docname, source):
+    """Links to files outside of docs/, which serve readers of the repository, lead there."""
+    source[0] = re.sub(r"(?<!!)(\[[^]]*\])\(\.\./", rf"\1({repository}/blob/main/", source[0])
+
+
+class AsWritten(str):
+    """An annotation that prints as it stands in the source, without quotes."""
+
+    __repr__ = str.__str__
+
+
+def signature_as_written(app, what, name, obj, options, signature, return_annotation):
+    """Types by the names that the source gives them, not as the unions these stand for."""
+    if what not in ("function", "method", "class"):
+        return None
+    shown = inspect.signature(obj)
+    parameters = [
+        p.replace(annotation=AsWritten(p.annotation)) if isinstance(p.annotation, str) else p
+        for p in shown.parameters.values()
+        if p.name != "self"
+    ]
+    returns = shown.return_annotation if isinstance(shown.return_annotation, str) else None
+    empty = inspect.Signature.empty
+    return str(shown.replace(parameters=parameters, return_annotation=empty)), returns
+
+
+def sections_as_rst(app, what, name, obj, options, lines):
+    """The sections of a docstring as lists and paragraphs; what is indented is code."""
+    text = "\n".join(lines)
+    if what == "module":
+        lines[:] = ["::", "", *textwrap.indent(text, "    ").split("\n")]
+        return
+    first, *parts = re.split(r"^(Args|Attributes|Returns|Raises|Example):\n", text, flags=re.M)
+    out = [re.sub(r"(?<=\S)\n\n(?=    +\S)", "\n\n::\n\n", first)]
+    for title, part in zip(parts[::2], parts[1::2], strict=True):
+        body, *after = re.split(r"^(?=\S)", part, maxsplit=1, flags=re.M)
+        body = textwrap.dedent(body)
+        if title in ("Args", "Attributes"):
+            body = re.sub(r"^([\w, ]+): ", r"* ``\1``: ", body, flags=re.M)
+        elif title != "Example":
+            body = re.sub(r"^ +", "", body, flags=re.M)
+        out += [f"**{title}**\n\n{body}", *after]
+    lines[:] = "\n".join(out).split("\n")
+
+
+def setup(app):
+    app.connect("source-read", links_to_files)
+    app.connect("autodoc-process-signature", signature_as_written)
+    app.connect("autodoc-process-docstring", sections_as_rst)

@@ -1,0 +1,70 @@
+"""Arrays of NumPy and JAX: one formula for both, and how a leaf meets a sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+# Float64 NumPy on the host, JAX where an input is traced: the same formulas fill both.
+Array = np.ndarray | jax.Array
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether a value is known only inside a transformation, so that it cannot be inspected."""
+    # `any` of a generator takes twice as long, and a table asks fifty times.
+    for value in values:  # noqa: SIM110
+        if isinstance(value, jax.core.Tracer):
+            return True
+    return False
+
+
+def common_namespace(*values: Any) -> tuple[Any, ...]:
+    """NumPy in float64 for values, jax.numpy where one is traced; and the values as its arrays.
+
+    So one formula fills a table on the host in float64, and runs traced where a caller wants its
+    gradient. Casting to one dtype keeps strict dtype promotion content.
+    """
+    if is_traced(*values):
+        dtype = jax.dtypes.canonicalize_dtype(np.float64)
+        return jnp, *(jnp.asarray(value, dtype) for value in values)
+    return np, *(np.asarray(value, np.float64) for value in values)
+
+
+def state_dtype(x: jax.Array) -> np.dtype:
+    """The dtype that a sample is kept in: float32 at least, float64 stays."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"the sample is {x.dtype}; expected a real floating dtype: cast it first.")
+    return np.dtype(np.float64 if x.dtype == jnp.float64 else np.float32)
+
+
+def along(leaf: jax.Array, x: jax.Array) -> jax.Array:
+    """A leaf whose shape is a prefix of the sample's, [], [B] or [B, F], as one of x's rank."""
+    return leaf.reshape(leaf.shape + (1,) * (x.ndim - leaf.ndim)) if leaf.ndim else leaf
+
+
+def per_sample(value: ArrayLike, x: jax.Array) -> jax.Array:
+    """A number, or numbers whose shape is a prefix of the sample's, in the dtype and rank of x."""
+    leaf = jnp.asarray(value).astype(x.dtype)
+    if leaf.shape != x.shape[: leaf.ndim]:
+        raise ValueError(
+            f"values of shape {leaf.shape} met a sample of shape {x.shape}; give one number, or "
+            "one a sample, [B]. Inside kd.guided the batch is doubled: wrap values [B] around it, "
+            "or take batched=False there."
+        )
+    return along(leaf, x)
+
+
+def as_float(value: ArrayLike) -> jax.Array:
+    """A number as a leaf of one dtype, so that another value is never another program."""
+    return jnp.asarray(value, jax.dtypes.canonicalize_dtype(np.float64))
+
+
+def put_like(tree: Any, like: jax.Array) -> Any:
+    """A pytree of host arrays on the device of `like`, in one transfer."""
+    committed = not is_traced(like) and like.committed
+    # An uncommitted array may meet arrays of any device, a committed one only its own.
+    return jax.device_put(tree, like.sharding) if committed else jax.device_put(tree)

@@ -1,0 +1,1 @@
+"""The network's output: predictions, networks as denoisers, and what wraps them."""

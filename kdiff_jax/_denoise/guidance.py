@@ -1,0 +1,294 @@
+"""Classifier-free guidance: the conditional estimate is pushed away from the unconditional one.
+
+The network is evaluated with its condition and without it. A network that guidance was distilled
+into receives the scale instead, see `guidance_embedding`, and is evaluated once.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from kdiff_jax._arrays import as_float, is_traced, per_sample
+from kdiff_jax._checks import check_choice, check_number
+from kdiff_jax._denoise.network import PREDICTION_TYPES, PredictionType
+from kdiff_jax._denoise.prediction import (
+    Denoise,
+    Prediction,
+    as_pytree,
+    brief,
+    prediction_type_of,
+    units,
+)
+from kdiff_jax._table.row import Row
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """Made by `kd.guided`."""
+
+    denoise: Denoise
+    scale: jax.Array
+    uncond: Any
+    interval: tuple[jax.Array, jax.Array] | None
+    rescale: jax.Array | None
+    per_step: bool = field(metadata={"static": True})
+    rescale_of: PredictionType | None = field(metadata={"static": True})
+    batched: bool = field(metadata={"static": True})
+
+    def __call__(self, params: Any, x: jax.Array, row: Row, cond: Any = None) -> Prediction:
+        x = jnp.asarray(x)
+        cond, uncond = self._conditions(cond)
+        inside = None if self.interval is None else _inside(self.interval, row, x)
+        if self.batched:
+            with_cond, without = _in_one_batch(self.denoise, params, x, row, cond, uncond)
+            guided = self._mixed(row, with_cond, without)
+        else:
+            with_cond = _call(self.denoise, params, x, row, cond)
+
+            def guide(with_cond: Prediction) -> Prediction:
+                without = _call(self.denoise, params, x, row, uncond)
+                return self._mixed(row, with_cond, without)
+
+            if inside is None:
+                return guide(with_cond)
+            guided = jax.lax.cond(jnp.any(inside), guide, lambda same: same, with_cond)
+        if inside is None:
+            return guided
+        return jax.tree.map(functools.partial(jnp.where, inside), guided, with_cond)
+
+    def _conditions(self, cond: Any) -> tuple[Any, Any]:
+        if cond is None:
+            raise ValueError(
+                "a guided denoiser was called without cond; pass cond=..., or take the denoiser "
+                "without kd.guided."
+            )
+        got, expected = (str(jax.tree.structure(tree)) for tree in (cond, self.uncond))
+        if got != expected:
+            raise ValueError(
+                f"cond is {got} and uncond {expected}; expected the same pytree, so that both are "
+                "conditions of one network."
+            )
+        cond = jax.tree.map(jnp.asarray, cond)
+
+        def broadcast(c: jax.Array, u: ArrayLike) -> jax.Array:
+            # With c and not to its shape alone: under a mesh of explicit axes u is sharded as c is.
+            _, u = jnp.broadcast_arrays(c, jnp.asarray(u, c.dtype))
+            return jnp.broadcast_to(u, c.shape)
+
+        return cond, jax.tree.map(broadcast, cond, self.uncond)
+
+    def _mixed(self, row: Row, with_cond: Prediction, without: Prediction) -> Prediction:
+        scale = _at_step(self.scale, row.step) if self.per_step else self.scale
+
+        def mix(with_cond: jax.Array, without: jax.Array) -> jax.Array:
+            return without + per_sample(scale, without) * (with_cond - without)
+
+        # Both halves are mixed alike, so x = alpha D + sigma epsilon still holds, uncancelled.
+        guided = jax.tree.map(mix, with_cond, without)
+        if self.rescale is None or self.rescale_of is None:
+            return guided
+        return _rescaled(guided, with_cond, row, self.rescale, self.rescale_of)
+
+    def __repr__(self) -> str:
+        options = [f"scale {brief(self.scale)}{' per step' if self.per_step else ''}"]
+        if self.interval is not None:
+            options.append(f"interval ({', '.join(map(brief, self.interval))})")
+        if self.rescale is not None:
+            options.append(f"rescale {brief(self.rescale)} of {self.rescale_of}")
+        if not self.batched:
+            options.append("two calls")
+        return f"Guided({', '.join(options)}, {brief(self.denoise)})"
+
+
+@jax.jit
+def _call(denoise: Denoise, params: Any, x: jax.Array, row: Row, cond: Any) -> Prediction:
+    # Compiled as a function of its own, so that two calls trace the network once.
+    return denoise(params, x, row, cond)
+
+
+def _in_one_batch(
+    denoise: Denoise, params: Any, x: jax.Array, row: Row, cond: Any, uncond: Any
+) -> tuple[Prediction, Prediction]:
+    def twice(leaf: jax.Array) -> jax.Array:
+        return jnp.concatenate([leaf, leaf])
+
+    rows = jax.tree.map(lambda leaf: twice(leaf) if jnp.ndim(leaf) else leaf, row)
+    both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), cond, uncond)
+    prediction = denoise(params, twice(x), rows, both)
+    (d_cond, d_uncond), (e_cond, e_uncond) = (
+        jnp.split(half, 2) for half in (prediction.denoised, prediction.epsilon)
+    )
+    return Prediction(d_cond, e_cond), Prediction(d_uncond, e_uncond)
+
+
+def _at_step(scale: jax.Array, step: ArrayLike) -> jax.Array:
+    """The scale of each sample's outer step: [N] at step, or [N, B] at (step, sample)."""
+    step = jnp.asarray(step)
+    index: Any = step
+    if scale.ndim == 2 and step.ndim:
+        index = step, jnp.arange(scale.shape[1]).reshape(-1, *(1,) * (step.ndim - 1))
+    # A step past the end must not quietly take the last scale.
+    return scale.at[index].get(mode="fill", fill_value=jnp.nan)
+
+
+def _inside(interval: tuple[jax.Array, jax.Array], row: Row, x: jax.Array) -> jax.Array:
+    alpha, sigma, _ = units(row, x)
+    signal = alpha > 0
+    level = jnp.where(signal, sigma / jnp.where(signal, alpha, 1), jnp.inf)
+    low, high = (per_sample(end, x) for end in interval)
+    return (low < level) & (level <= high)
+
+
+def _rescaled(
+    guided: Prediction,
+    with_cond: Prediction,
+    row: Row,
+    phi: jax.Array,
+    rescale_of: PredictionType,
+) -> Prediction:
+    x = guided.denoised
+    alpha, sigma, _ = units(row, x)
+    norm = jnp.sqrt(alpha**2 + sigma**2)
+    weights: dict[PredictionType, tuple[ArrayLike, ArrayLike]] = {
+        "epsilon": (0.0, 1.0),
+        "sample": (1.0, 0.0),
+        "v_prediction": (-sigma / norm, alpha / norm),
+        "flow_prediction": (-1.0, 1.0),
+    }
+    of_denoised, of_epsilon = (jnp.asarray(w, x.dtype) for w in weights[rescale_of])
+    # x = alpha D + sigma epsilon allows one direction of change only, (-sigma, alpha).
+    size = alpha * of_epsilon - sigma * of_denoised
+
+    def variance(quantity: jax.Array) -> jax.Array:
+        return jnp.var(quantity, axis=tuple(range(1, x.ndim)), keepdims=True)
+
+    quantity = of_denoised * guided.denoised + of_epsilon * guided.epsilon
+    wanted = variance(of_denoised * with_cond.denoised + of_epsilon * with_cond.epsilon)
+    found = variance(quantity)
+    # A constant image has no contrast to give or to keep; the root has no slope there either.
+    varies = (wanted > 0) & (found > 0)
+    ratio = jnp.sqrt(jnp.where(varies, wanted, 1) / jnp.where(varies, found, 1))
+    change = per_sample(phi, x) * (ratio - 1) * quantity
+    return Prediction(
+        guided.denoised - sigma / size * change, guided.epsilon + alpha / size * change
+    )
+
+
+def guided(
+    denoise: Denoise,
+    scale: ArrayLike,
+    uncond: Any,
+    *,
+    per_step: bool = False,
+    interval: tuple[ArrayLike, ArrayLike] | None = None,
+    rescale: ArrayLike | None = None,
+    rescale_of: PredictionType | None = None,
+    batched: bool = True,
+) -> Guided:
+    """Classifier-free guidance: `D <- D_uncond + scale * (D_cond - D_uncond)`, epsilon alike.
+
+    With an interval, only where `low < sigma / alpha <= high`; elsewhere `D_cond`. With rescale,
+    `q <- q * (1 + rescale * (std(q_cond) / std(q) - 1))` of the guided `q`, std over each sample,
+    and D and epsilon follow from the new q. `uncond` may be any condition: a negative prompt
+    pushes away from what it describes. The network is traced once.
+
+    Args:
+      denoise: the denoiser to wrap.
+      scale: scalar or [B], one a sample; 1 is no guidance, 0 unconditional. Another value does
+        not recompile, and it may be differentiated.
+      uncond: the pytree of `cond` that means "no condition", or the condition to push away from;
+        leaves broadcast to those of cond, so one label or one embedding serves the batch.
+      per_step: scale is [N], one an outer step, or [N, B]; counted by `row.step`, so that after
+        `levels.start_at` it is still the scale of the whole run. A step past its end gives NaN.
+      interval: (low, high) in noise levels sigma / alpha, the sigmas of `kd.levels`; each scalar
+        or [B]. high may be infinite. None guides everywhere.
+      rescale: phi, in [0, 1], scalar or [B]; None, or 0, leaves the contrast as it is. 0.7 in the
+        paper.
+      rescale_of: the q: "epsilon", "v_prediction", "sample" (D) or "flow_prediction"; None takes
+        what the network predicts, as the paper does.
+      batched: True makes one call with a batch of twice the size, first the conditional half.
+        False makes two calls, in half the memory, of which the second is left out where no sample
+        is inside the interval; values one a sample may then be inside the guidance too.
+
+    Returns:
+      A denoiser, which must be called with cond.
+
+    Raises:
+      ValueError: a scale that is not finite, or of another rank; an interval without room; a
+        rescale outside [0, 1], a rescale_of that is unknown, or missing for a denoiser whose
+        prediction type is not known; when it is traced, a missing cond or one of another
+        structure than uncond.
+
+    Example:
+      >>> import jax.numpy as jnp, kdiff_jax as kd
+      >>> def model_fn(params, x, timestep, label):
+      ...     return params * x * label[:, None]
+      >>> denoise = kd.guided(kd.denoiser(model_fn), scale=2.0, uncond=jnp.float32(0))
+      >>> row = kd.dpm2(kd.levels(kd.noise_schedule(), 10))[0]
+      >>> denoise(jnp.float32(0.1), jnp.ones((3, 4)), row, jnp.ones(3)).denoised.shape
+      (3, 4)
+      >>> away_from_7 = kd.guided(kd.denoiser(model_fn), 2.0, uncond=jnp.float32(7))
+      >>> rising = kd.guided(kd.denoiser(model_fn), jnp.linspace(1, 4, 10), jnp.float32(0),
+      ...                    per_step=True, interval=(0.3, 5.0), rescale=0.7, batched=False)
+
+    Source: Ho and Salimans 2022 (arXiv:2207.12598), equation 6, with scale = 1 + w there, the
+    `guidance_scale` of diffusers; Lin et al. 2023 (arXiv:2305.08891), section 3.4, the
+    `guidance_rescale` of diffusers; Kynkäänniemi et al. 2024 (arXiv:2404.07724).
+    """
+    scale = _check_scale(scale, per_step)
+    ends = None if interval is None else _check_interval(interval)
+    phi, rescale_of = _check_rescale(rescale, rescale_of, denoise)
+    return Guided(as_pytree(denoise), scale, uncond, ends, phi, per_step, rescale_of, batched)
+
+
+def _check_scale(scale: ArrayLike, per_step: bool) -> jax.Array:
+    ranks, expected = ((1, 2), "[N] or [N, B]") if per_step else ((0, 1), "one or [B]")
+    finite = is_traced(scale) or np.all(np.isfinite(np.asarray(scale).astype(np.float64)))
+    if np.ndim(scale) not in ranks or not finite:
+        raise ValueError(
+            f"scale = {scale!r} is no guidance scale with per_step={per_step}; expected finite "
+            f"numbers, {expected}."
+        )
+    return as_float(scale)
+
+
+def _check_interval(interval: tuple[ArrayLike, ArrayLike]) -> tuple[jax.Array, jax.Array]:
+    if not isinstance(interval, (tuple, list)) or len(interval) != 2:
+        raise ValueError(f"interval = {interval!r}; expected two noise levels, (low, high).")
+    low, high = interval
+    if not is_traced(low, high) and not np.all((np.asarray(low) >= 0) & (low < np.asarray(high))):
+        raise ValueError(
+            f"interval = ({low}, {high}) holds no noise level; expected 0 <= low < high."
+        )
+    return as_float(low), as_float(high)
+
+
+def _check_rescale(
+    rescale: ArrayLike | None, rescale_of: PredictionType | None, denoise: Denoise
+) -> tuple[jax.Array | None, PredictionType | None]:
+    if rescale is None:
+        if rescale_of is not None:
+            raise ValueError(
+                f"rescale_of = {rescale_of!r} names what is rescaled, and rescale was not given; "
+                "give rescale=0.7, or drop rescale_of."
+            )
+        return None, None
+    if not is_traced(rescale):
+        for number in np.ravel(np.asarray(rescale, object)):
+            if check_number("rescale", number, at_least=0) > 1:
+                raise ValueError(f"rescale = {rescale} is no share; expected it in [0, 1].")
+    quantity = rescale_of or prediction_type_of(denoise)
+    if quantity is None:
+        raise ValueError(
+            "rescale was given for a denoiser whose network's prediction type is not known; "
+            f"give rescale_of, one of {', '.join(map(repr, PREDICTION_TYPES))}."
+        )
+    return as_float(rescale), check_choice("rescale_of", quantity, PREDICTION_TYPES)

@@ -1,0 +1,98 @@
+"""Noise that the caller brings: a function of their own, or an array with one z a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdiff_jax._arrays import per_sample, state_dtype
+from kdiff_jax._denoise.prediction import brief
+from kdiff_jax._table.row import Row
+
+# noise_fn(key, row, shape) -> [B, ...]; the key is [B] keys, or None where none was given.
+NoiseFn = Callable[[Any, Row, tuple[int, ...]], jax.Array]
+
+
+def add_noise_of(noise_fn: NoiseFn, x: jax.Array, row: Row, keys: jax.Array | None) -> jax.Array:
+    """`x + noise_weight * z`, with the z of the caller's own function.
+
+    The function is called where the row draws noise: under a condition for a scalar weight, always
+    for weights of several samples, of which it may have no z for those whose weight is 0.
+    """
+    if row.noise_weight is None:
+        return x
+    weight = per_sample(row.noise_weight, x)
+
+    def noisy(x: jax.Array) -> jax.Array:
+        z = jnp.asarray(noise_fn(keys, row, x.shape))
+        if z.shape != x.shape or not jnp.issubdtype(z.dtype, jnp.floating):
+            raise ValueError(
+                f"noise_fn returned {z.dtype}{list(z.shape)} for a sample of {x.dtype}"
+                f"{list(x.shape)}; return unit Gaussian noise of the sample's shape."
+            )
+        if weight.ndim:
+            # Where there is no z there may be a NaN, and 0 * NaN is one too, in gradients as well.
+            z = jnp.where(weight != 0, z, 0)
+        return x + weight * z.astype(x.dtype)
+
+    return noisy(x) if weight.ndim else jax.lax.cond(weight != 0, noisy, lambda x: x, x)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class GivenNoise:
+    """Made by `kd.given_noise`."""
+
+    noise: jax.Array
+
+    def __call__(self, key: Any, row: Row, shape: Sequence[int]) -> jax.Array:
+        del key
+        if self.noise.shape[1:] != tuple(shape):
+            raise ValueError(
+                f"noise has shape {self.noise.shape} and the sample {tuple(shape)}; give "
+                "[N, B, ...], the sample's shape for every outer step."
+            )
+        step = jnp.asarray(row.step)
+        samples = jnp.indices(step.shape, sparse=True)
+        return self.noise.at[(step, *samples)].get(mode="fill", fill_value=jnp.nan)
+
+    def __repr__(self) -> str:
+        return f"GivenNoise({brief(self.noise)})"
+
+
+def given_noise(noise: jax.Array) -> GivenNoise:
+    """A `noise_fn` for `kd.sample` that takes its noise from an array: `z = noise[row.step]`.
+
+    Args:
+      noise: [N, B, ...] unit Gaussian noise, one entry for each outer step of the whole run: the
+        entries of steps that `levels.start_at` cuts off are not read. The last step draws none, so
+        N - 1 entries are enough. Where a row has a step for each sample, [B], or for each frame,
+        [B, F], each reads the entry of its own step.
+
+    Returns:
+      A pytree, called as `noise_fn(key, row, shape)`; the key may be None. A step past the end
+      of the array gives NaN, not the noise of another step.
+
+    Raises:
+      ValueError: an array without a step and a batch axis, or not of a floating dtype; when it is
+        used, one of another shape than the samples.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, kdiff_jax as kd
+      >>> schedule = kd.lcm(kd.lcm_levels(kd.noise_schedule("scaled_linear"), 4))
+      >>> denoise = kd.denoiser(lambda params, x, timestep: params * x)
+      >>> x, *noise = jax.random.normal(jax.random.key(0), (4, 2, 8))
+      >>> noise_fn = kd.given_noise(jnp.stack(noise))
+      >>> kd.sample(denoise, jnp.float32(0.1), schedule, x, noise_fn=noise_fn).shape
+      (2, 8)
+
+    Source: the `noise_sampler` arguments of k-diffusion's samplers.
+    """
+    noise = jnp.asarray(noise)
+    if noise.ndim < 2:
+        raise ValueError(f"noise has shape {noise.shape}; pass [N, B, ...], one z a step.")
+    return GivenNoise(noise.astype(state_dtype(noise)))

@@ -1,0 +1,132 @@
+"""State: what a step hands to the next one, and how it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdiff_jax._arrays import state_dtype
+from kdiff_jax._table.row import Row
+from kdiff_jax._table.schedule import Schedule
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """Where a trajectory is: all that a step reads besides its row and the prediction.
+
+    A history that no row reads is None, and is not carried.
+
+    Attributes:
+      sample: [B, ...] the sample at the next row's noise level.
+      anchor: None, or [B, ...] the sample at the start of the current outer step.
+      denoised_1: None, or [B, ...] the estimate of x0 of the row before.
+      denoised_2: None, or [B, ...] the estimate of x0 two rows before.
+    """
+
+    sample: jax.Array
+    anchor: jax.Array | None = None
+    denoised_1: jax.Array | None = None
+    denoised_2: jax.Array | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(
+            name for name in ("sample", *HISTORIES) if getattr(self, name) is not None
+        )
+        shape = list(getattr(self.sample, "shape", ()))
+        return f"State({names}: {getattr(self.sample, 'dtype', '?')}{shape})"
+
+
+HISTORIES = ("anchor", "denoised_1", "denoised_2")
+
+
+def init(schedule: Schedule, x: jax.Array | State) -> State:
+    """The state at the start of a run, for stepping by hand.
+
+    The anchor begins as x, the estimates of earlier rows as 0; what no row reads is None.
+
+    Args:
+      schedule: the run.
+      x: [B, ...] a sample at the level of `schedule[0]`; or a State that was saved before that
+        row, which is checked and handed on.
+
+    Returns:
+      A State in float32 (float64 where x is), whatever the dtype of x.
+
+    Raises:
+      ValueError: a sample without a batch axis or not of a floating dtype; a raw sample for a
+        slice of rows that read a history, or a State of other columns than the rows read.
+
+    Example:
+      >>> import jax, kdiff_jax as kd
+      >>> schedule = kd.dpm2(kd.levels(kd.noise_schedule("scaled_linear"), 25))
+      >>> x = kd.initial_sample(schedule, jax.random.key(0), (2, 8))
+      >>> kd.init(schedule, x)
+      State(sample, anchor: float32[2, 8])
+    """
+    return begun(schedule.rows, check_start(schedule, x))
+
+
+def check_start(schedule: Schedule, x: jax.Array | State) -> jax.Array | State:
+    """What a run may begin with; a raw sample in the dtype of its state."""
+    if isinstance(x, State):
+        check_state(x, schedule.rows)
+        # One that was saved in half precision goes on in the dtype of a state.
+        return x if _in_state_dtype(x) else jax.tree.map(check_sample, x)
+    if schedule.continues:
+        reads = histories_of(schedule.rows)
+        raise ValueError(
+            f"these rows are a slice that reads {' and '.join(reads)} of the rows before it, and "
+            "got a sample alone; pass the State that was saved there in place of x. To begin a run "
+            "later, for image to image, cut its levels: kd.levels(...).start_at(step)."
+        )
+    return check_sample(x)
+
+
+def begun(rows: Row, x: jax.Array | State) -> State:
+    """The State of a checked sample; compiled with the loop, where its zeros cost nothing."""
+    if isinstance(x, State):
+        return x
+    reads = histories_of(rows)
+    none_yet = jnp.zeros_like(x) if "denoised_1" in reads else x
+    return State(x, **{name: x if name == "anchor" else none_yet for name in reads})
+
+
+def histories_of(rows: Row) -> tuple[str, ...]:
+    """Which histories of a State these rows read."""
+    reads_2 = rows.denoised_weight_2 is not None
+    reads = {
+        "anchor": rows.anchor_weight is not None,
+        "denoised_1": reads_2 or rows.denoised_weight_1 is not None,
+        "denoised_2": reads_2,
+    }
+    return tuple(name for name in HISTORIES if reads[name])
+
+
+def check_state(state: State, rows: Row) -> None:
+    """Refuses a State that holds other histories than the rows read."""
+    reads = histories_of(rows)
+    holds = tuple(name for name in HISTORIES if getattr(state, name) is not None)
+    if holds != reads:
+        raise ValueError(
+            f"the State holds {' and '.join(holds) or 'no history'} and the rows read "
+            f"{' and '.join(reads) or 'none'}; pass the State of a run with the same columns, from "
+            "kd.init or from the steps before."
+        )
+
+
+def _in_state_dtype(state: State) -> bool:
+    return state.sample.dtype in (np.float32, np.float64)
+
+
+def check_sample(x: jax.Array) -> jax.Array:
+    """The sample as an array of its state's dtype."""
+    if isinstance(x, jax.Array) and x.dtype == np.float32 and x.ndim:
+        return x  # what follows takes as long as a whole step of a small sample
+    x = jnp.asarray(x)
+    if x.ndim < 1:
+        raise ValueError("the sample is a scalar; expected [B, ...], the batch axis first.")
+    return x.astype(state_dtype(x))

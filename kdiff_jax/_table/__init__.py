@@ -1,0 +1,1 @@
+"""A sampler as a table: rows, schedules, and one file a method."""

@@ -1,0 +1,58 @@
+"""The split of an ancestral step, with one eta and one s_noise for each step of the levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jax.typing import ArrayLike
+
+from kdiff_jax._arrays import Array, common_namespace
+from kdiff_jax._checks import one_per_step
+from kdiff_jax._levels.levels import Levels
+
+
+def ancestral_split(
+    levels: Levels, eta: ArrayLike | Sequence[float], s_noise: ArrayLike | Sequence[float]
+) -> tuple[Array, Array, Array]:
+    """sigma_down, the noise weight and keep of the steps that end above 0; [M] each.
+
+    Down to sigma_down without noise, times keep (1 but on a rectified flow), then up again by
+    `sigma_up * s_noise * z`; the formulas are in `_levels/split.py`.
+
+    Args:
+      levels: N steps, without churn, descending.
+      eta: scalar or [N]; 0 is deterministic, 1 the ancestral step.
+      s_noise: scalar or [N], multiplies the noise.
+
+    Raises:
+      ValueError: levels with churn or ascending; eta or s_noise negative, not finite or of another
+        shape; eta at or beyond the bound of a step.
+    """
+    refuse_churn(levels, f"eta = {eta}")
+    s0, s1 = levels.inner
+    count = levels.num_steps
+    xp, etas, factors = common_namespace(
+        one_per_step("eta", eta, count), one_per_step("s_noise", s_noise, count)
+    )
+    # The last of N values belongs to a closing step, which takes none.
+    etas, factors = (
+        xp.broadcast_to(v, (count,))[: s0.shape[0]] if v.ndim else v for v in (etas, factors)
+    )
+    s_down, s_up, keep = levels.noise.split(s0, s1, etas)
+    _, s_up, factors = common_namespace(s_up, factors)
+    return s_down, s_up * factors, keep
+
+
+def refuse_churn(levels: Levels, what: str) -> None:
+    """A sampler that draws noise of its own takes neither churn nor levels that ascend."""
+    if levels.raised is not None:
+        raise ValueError(
+            f"{what} adds noise of its own to levels with churn, and adding both is too much; "
+            "take one of the two: levels without churned(...), or a deterministic sampler."
+        )
+    if levels.ascends:
+        raise ValueError(
+            f"{what} draws noise, and these levels ascend (inversion): what noise has covered no "
+            "way back can find; invert with a deterministic sampler: kd.dpm2, or kd.euler without "
+            "eta."
+        )

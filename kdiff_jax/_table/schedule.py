@@ -1,0 +1,324 @@
+"""Schedule: the rows of a run as one immutable value; counting, slicing, padding."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdiff_jax._arrays import is_traced, put_like
+from kdiff_jax._checks import check_int
+from kdiff_jax._table.row import Row, columns_of, reads_history, with_units
+
+# What a column holds in a row that does not use it; those that are not here every row has.
+NEUTRAL = {
+    "epsilon_weight": 0.0,
+    "noise_weight": 0.0,
+    "anchor_weight": 0.0,
+    "advances": True,
+    "denoised_weight_1": 0.0,
+    "denoised_weight_2": 0.0,
+    "alpha": 1.0,
+    "input_scale": 1.0,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Schedule:
+    """The rows of a run, an immutable pytree; `schedule.rows` is the `xs` of a `lax.scan`.
+
+    Made by `kd.euler`, `kd.dpm2`, `kd.dpm2_ancestral` and `kd.lcm` from `kd.levels`. Its numbers
+    are leaves: a table of the same length and columns never recompiles, nor does one of any length
+    after `pad`. `kd.stack` gives the leaves of many tables a leading axis B.
+
+    Attributes:
+      rows: a Row with leaves [R]; a column that the sampler does not use is None.
+      sigmas: [N + 1] the sigma at which each outer step starts, and the one that the last reaches.
+      init_noise_sigma: scalar, the standard deviation that initial noise is given.
+      length: None, or int32: the rows of a padded table that are real, the first ones.
+      flow: the rows are levels of a rectified flow, alpha + sigma = 1; static.
+      zero_terminal_snr: the first row may hold no signal at all (alpha = 0), or for DPM2 and
+        Euler next to none (sigma = 4096); refused for an epsilon network; static.
+      continues: the rows are a slice that reads what rows before it left in a State; static.
+    """
+
+    rows: Row
+    sigmas: jax.Array
+    init_noise_sigma: jax.Array
+    length: jax.Array | None = None
+    flow: bool = field(default=False, metadata={"static": True})
+    zero_terminal_snr: bool = field(default=False, metadata={"static": True})
+    continues: bool = field(default=False, metadata={"static": True})
+
+    @property
+    def num_steps(self) -> int:
+        """N, the outer steps: the real ones of a padded table, the most of any table of a stack."""
+        if self.length is None:
+            return self.sigmas.shape[-1] - 1
+        last = self._real_lengths()[..., None] - 1
+        step = np.asarray(self.rows.step)
+        return int(np.max(np.take_along_axis(step, last, -1) - step[..., :1])) + 1
+
+    @property
+    def num_rows(self) -> int:
+        """R, the evaluations of the network: 2N - 1 for DPM2, N for Euler and LCM.
+
+        The real ones of a padded table, the most of any table of a stack. Where the length is
+        traced it is no number: ValueError.
+        """
+        if self.length is None:
+            return self.rows.index.shape[-1]
+        return int(np.max(self._real_lengths()))
+
+    def _real_lengths(self) -> np.ndarray:
+        if is_traced(self.length):
+            raise ValueError(
+                "the length of a padded schedule is traced here, so it is no number to count or "
+                "cut with; use schedule.length, or count and cut before jit."
+            )
+        return np.asarray(self.length)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    @overload
+    def __getitem__(self, i: int | jax.Array) -> Row: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> Schedule: ...
+
+    def __getitem__(self, i: int | jax.Array | slice) -> Row | Schedule:
+        """Row i, scalar leaves; negative counts from the end, IndexError outside.
+
+        `schedule[a:]` is a Schedule of the rows from a on, to resume with the State that was saved
+        before row a: `kd.sample(denoise, params, schedule[a:], state, key)`. It is refused without
+        one where rows read a history. To begin a run later, cut its levels: `levels.start_at`.
+        """
+        if self.rows.index.ndim != 1:
+            raise ValueError(
+                f"the rows have shape {self.rows.index.shape}, those of a stack; take "
+                "schedule.rows_at(i), one row a table."
+            )
+        if isinstance(i, slice):
+            return self._rows_between(i)
+        if is_traced(i):
+            return take_row(self.rows, i)
+        try:
+            i = operator.index(i)
+        except TypeError:
+            raise TypeError(
+                f"a schedule is indexed by one integer or by a slice, got {i!r}; to drop the "
+                "first outer steps take levels.start_at(step)."
+            ) from None
+        if is_traced(self.length):
+            return take_row(self.rows, jnp.int32(i) + (0 if i >= 0 else jnp.asarray(self.length)))
+        if not -self.num_rows <= i < self.num_rows:
+            raise IndexError(f"row {i} of a schedule with {self.num_rows} rows")
+        return take_row(self.rows, np.int32(i % self.num_rows))
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[i] for i in range(self.num_rows))
+
+    def _rows_between(self, part: slice) -> Schedule:
+        if is_traced(*jax.tree.leaves(self)):
+            raise ValueError("the schedule is traced here; slice its rows before jit.")
+        start, stop, stride = part.indices(self.num_rows)
+        if stride != 1 or start >= stop:
+            raise ValueError(
+                f"rows {start}:{stop}:{stride} of {self.num_rows} are no run; take one row or more "
+                "in a row: schedule[a:]."
+            )
+        if (start, stop) == (0, self.num_rows):
+            return self
+        table: Schedule = jax.tree.map(np.asarray, self)
+        rows = jax.tree.map(lambda leaf: leaf[start:stop], table.rows)
+        first, last = rows.step[0] - table.rows.step[0], rows.step[-1] - table.rows.step[0]
+        init_noise_sigma = table.init_noise_sigma
+        if start:
+            init_noise_sigma = np.hypot(1 if rows.alpha is None else rows.alpha[0], rows.sigma[0])
+            init_noise_sigma = init_noise_sigma.astype(table.sigmas.dtype)
+        rest = replace(
+            table,
+            rows=replace(rows, idle=None),
+            sigmas=table.sigmas[first : last + 2],
+            init_noise_sigma=init_noise_sigma,
+            length=None,
+            continues=self.continues or (start > 0 and reads_history(rows)),
+        )
+        if self.length is not None:
+            rest = padded(rest, self.rows.index.shape[-1], self.sigmas.shape[-1])
+        return put_like(rest, self.sigmas)
+
+    def pad(self, num_rows: int, columns: Iterable[str] | None = None) -> Schedule:
+        """The same run in a table of a fixed shape: one executable for every number of steps.
+
+        The real length becomes a leaf, and `kd.sample` evaluates the network for the real rows
+        only; with the same columns and two rows or more, bitwise as without padding. The rows
+        after them are idle: they leave the state as it is. Counting, indexing, iterating and
+        slicing go by the real rows.
+
+        Args:
+          num_rows: the rows of the new table, at least those of this one.
+          columns: names of columns of Row that the executable is to have, so that tables of
+            different samplers share it: ("noise_weight", "anchor_weight", "input_scale", ...).
+            Those that this table has not are filled so that they change nothing. "anchor_weight"
+            brings "advances". None: the columns that there are.
+
+        Returns:
+          A Schedule with rows [num_rows] and an int32 length; sigmas go on with zeros, to
+          [num_rows + 1].
+
+        Raises:
+          ValueError: num_rows that is no integer or below the rows there are; columns that Row has
+            not, or that leave out one of this table; a schedule that is padded to another size
+            already; a stack.
+
+        Example:
+          >>> import kdiff_jax as kd
+          >>> schedule = kd.dpm2(kd.levels(kd.noise_schedule(), 10)).pad(199)
+          >>> schedule.num_rows, schedule.rows.sigma.shape, schedule.sigmas.shape
+          (19, (199,), (200,))
+        """
+        num_rows = check_int("num_rows", num_rows, 1)
+        if self.rows.index.ndim != 1:
+            raise ValueError(
+                f"the rows have shape {self.rows.index.shape}; pad lengthens one table: do it to "
+                "each before stacking them."
+            )
+        size = self.rows.index.shape[-1]
+        if self.length is not None and num_rows != size:
+            raise ValueError(
+                f"num_rows = {num_rows} but the schedule is already padded to {size} rows; pad the "
+                "schedule before that."
+            )
+        if num_rows < size:
+            raise ValueError(
+                f"num_rows = {num_rows} is too small for a schedule of {size} rows; expected at "
+                f"least {size}."
+            )
+        table = self if columns is None else with_columns(self, columns)
+        return put_like(padded(table, num_rows, num_rows + 1), self.sigmas)
+
+    def rows_at(self, i: jax.Array | np.ndarray | int) -> Row:
+        """Every sample at its own row: row i[b] of table b, for a denoiser and `kd.step`.
+
+        At or past the end of its table a sample gets an idle row, which leaves it as it is. It
+        runs inside jit; in a loop by hand it is compiled once.
+
+        Args:
+          i: int32, counted from 0: [B], one a sample, or [B, F], one a frame of each sample (or
+            one number for all tables of a stack).
+
+        Returns:
+          A Row with leaves of the shape of i: of a stack, from table b; of one table, all of it.
+
+        Raises:
+          ValueError: i that holds no integers, or is of another shape.
+
+        Example:
+          >>> import jax.numpy as jnp, kdiff_jax as kd
+          >>> noise = kd.noise_schedule()
+          >>> tables = [kd.euler(kd.levels(noise, 10)), kd.dpm2(kd.levels(noise, 20))]
+          >>> kd.stack(tables).rows_at(jnp.array([3, 38])).step.tolist()
+          [3, 19]
+        """
+        shape, tables = jnp.shape(i), self.rows.index.shape[:-1]
+        if not jnp.issubdtype(jnp.result_type(i), jnp.integer):
+            raise ValueError(f"i is {jnp.result_type(i)}; pass int32 row numbers, one a sample.")
+        fits = shape[: len(tables)] == tables or (tables and not shape)
+        if len(shape) > 2 or not fits or not (tables or shape):
+            expected = list(tables) if tables else "[B]"
+            raise ValueError(f"i has shape {list(shape)}; pass {expected}, one number a sample.")
+        return take_rows(self.rows, self.length, i)
+
+    def __repr__(self) -> str:
+        known = isinstance(self.sigmas, (np.ndarray, jax.Array))
+        if not known or is_traced(*jax.tree.leaves(self)):
+            return f"Schedule({', '.join(columns_of(self.rows))})"
+        tables = self.rows.index.shape[:-1]
+        counts = f"{self.num_steps} steps, {self.num_rows} rows"
+        if tables:
+            return f"Schedule({list(tables)} tables, at most {counts})"
+        sigma = np.asarray(self.rows.sigma)
+        ends = float(sigma[0]), float(sigma[self.num_rows - 1])
+        padding = "" if self.length is None else f", padded to {self.rows.index.shape[-1]}"
+        return f"Schedule({counts}{padding}, sigma {ends[0]:.4g} .. {ends[1]:.4g})"
+
+
+@jax.jit
+def take_row(rows: Row, i: jax.Array) -> Row:
+    # Compiled: an eager gather of all leaves costs twenty times as much.
+    rows = replace(rows, idle=None)
+    row = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), rows)
+    return with_units(row)
+
+
+@jax.jit
+def take_rows(rows: Row, length: jax.Array | None, i: jax.Array) -> Row:
+    num_rows, tables = rows.index.shape[-1], rows.index.shape[:-1]
+    end = jnp.full(tables, num_rows, jnp.int32) if length is None else length
+    i = jnp.asarray(i, jnp.int32)
+    i = jnp.broadcast_to(i, tables) if i.ndim < len(tables) else i
+    end = end.reshape(end.shape + (1,) * (i.ndim - end.ndim))
+    # Idle rows hand the network the last real level, not one that it never saw.
+    at = jnp.clip(i, 0, end - 1)
+
+    def take(leaf: jax.Array) -> jax.Array:
+        if not tables:
+            return leaf[at]
+        places = at.reshape(*tables, -1)
+        return jnp.take_along_axis(leaf, places, axis=-1).reshape(at.shape)
+
+    row = jax.tree.map(take, replace(rows, idle=None))
+    return replace(with_units(row), idle=i >= end)
+
+
+def with_columns(schedule: Schedule, columns: Iterable[str]) -> Schedule:
+    """The same table with these columns, the new ones filled so that they change nothing."""
+    wanted = {columns} if isinstance(columns, str) else set(columns)
+    if "anchor_weight" in wanted:
+        wanted.add("advances")
+    always = {f.name for f in fields(Row)} - set(NEUTRAL) - {"idle"}
+    if strange := wanted - set(NEUTRAL) - always:
+        raise ValueError(
+            f"columns names {sorted(map(str, strange))}; expected columns of Row: "
+            f"{', '.join(NEUTRAL)}."
+        )
+    have = set(columns_of(schedule.rows)) & set(NEUTRAL)
+    if missing := have - wanted:
+        raise ValueError(
+            f"columns leaves out {sorted(missing)}, which this table uses; name all columns of "
+            f"the tables that are to share an executable: {sorted(wanted | have)}."
+        )
+    shape, sigma = schedule.rows.index.shape, schedule.rows.sigma
+    traced = is_traced(*jax.tree.leaves(schedule))
+    full = jnp.full if traced else np.full
+    # Built on the host: the executable of an eager operation would be another for every length.
+    new: dict[str, Any] = {
+        name: full(shape, NEUTRAL[name], bool if name == "advances" else sigma.dtype)
+        for name in wanted & set(NEUTRAL) - have
+    }
+    return replace(schedule, rows=replace(schedule.rows, **new))
+
+
+def padded(schedule: Schedule, num_rows: int, num_sigmas: int) -> Schedule:
+    """The table lengthened by idle rows, which repeat the last one; on the host, or traced."""
+    traced = is_traced(*jax.tree.leaves(schedule))
+    xp = jnp if traced else np
+    table = schedule if traced else jax.tree.map(np.asarray, schedule)
+    count = table.rows.index.shape[0]
+
+    def pad(leaf: jax.Array) -> jax.Array:
+        return xp.pad(leaf, (0, num_rows - count), mode="edge")
+
+    length = xp.asarray(count, np.int32) if table.length is None else table.length
+    rows = jax.tree.map(pad, replace(table.rows, idle=None))
+    rows = replace(rows, idle=xp.arange(num_rows) >= length)
+    sigmas = xp.pad(table.sigmas, (0, num_sigmas - table.sigmas.shape[0]))
+    return replace(table, rows=rows, sigmas=sigmas, length=length)

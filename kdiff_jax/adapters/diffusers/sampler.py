@@ -1,0 +1,234 @@
+"""A scheduler config as a sampler of this library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+
+import kdiff_jax as kd
+from kdiff_jax._denoise.prediction import Denoise
+from kdiff_jax.adapters.diffusers.flow import flow_levels, flow_of
+from kdiff_jax.adapters.diffusers.keys import METHODS, SAMPLER_KEY, Config, SamplerName, grid_of
+
+
+@dataclass(frozen=True)
+class DiffusersSampler:
+    """A scheduler config as a sampler of this library; made by `from_config`.
+
+    Attributes:
+      name: "dpm2", "dpm2_ancestral" or "lcm".
+      config: every parameter of the scheduler class, in its own words; and for DPM2
+        rescale_betas_zero_snr where it is true.
+    """
+
+    name: SamplerName
+    config: Config
+
+    @property
+    def flow(self) -> bool:
+        """Whether it is a flow-matching config."""
+        return "use_dynamic_shifting" in self.config
+
+    @cached_property
+    def noise(self) -> kd.NoiseSchedule | kd.FlowSchedule:
+        """The noise levels of training, for training, sweeps and levels of one's own.
+
+        A NoiseSchedule; of a flow-matching config a FlowSchedule, unshifted where the shift is
+        dynamic.
+        """
+        if self.flow:
+            unshifted = {"use_dynamic_shifting": False, "shift": 1.0}
+            dynamic = self.config["use_dynamic_shifting"]
+            return flow_of({**self.config, **unshifted} if dynamic else self.config)
+        keys = ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end", "trained_betas")
+        return kd.noise_schedule(
+            **{key: self.config[key] for key in keys},
+            rescale_zero_terminal_snr=bool(self.config.get("rescale_betas_zero_snr")),
+        )
+
+    def levels(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[int] | np.ndarray | None = None,
+        original_inference_steps: int | None = None,
+        strength: float | None = None,
+        sigmas: Sequence[float] | np.ndarray | None = None,
+        mu: ArrayLike | None = None,
+        image_seq_len: int | None = None,
+    ) -> kd.Levels:
+        """The levels that the scheduler's `set_timesteps` would prepare.
+
+        For a run from an image on, with churn or reversed: cut, churn or reverse them, and hand
+        them to a sampler of `kd`.
+
+        Args:
+          num_inference_steps: N.
+          timesteps: LCM only, whole training timesteps in place of N.
+          original_inference_steps: LCM only, in place of the config's.
+          strength: LCM only, in (0, 1]; for DPM2 take `levels(N).start_at(step)`.
+          sigmas: flow matching only, levels in place of N, which the shift still moves, as
+            set_timesteps does: Flux and Stable Diffusion 3 pass `1 - i / N`.
+          mu, image_seq_len: of a dynamic shift exactly one of them, otherwise none: the shift's
+            logarithm (the shift itself where time_shift_type is "linear"), or the tokens of an
+            image, from which mu follows. mu may be traced.
+
+        Returns:
+          Levels; those of a Karras grid have their timesteps rounded, as diffusers rounds them.
+
+        Raises:
+          ValueError: as for `kd.levels` and `kd.lcm_levels`; LCM's arguments for DPM2.
+
+        Example:
+          >>> import kdiff_jax as kd
+          >>> from kdiff_jax.adapters import diffusers as kd_diffusers
+          >>> config = {"_class_name": "KDPM2DiscreteScheduler", "beta_schedule": "scaled_linear"}
+          >>> levels = kd_diffusers.from_config(config).levels(25)
+          >>> kd.dpm2(levels.start_at(10)).num_steps
+          15
+
+        Source: `set_timesteps` of the schedulers of diffusers.
+        """
+        of_flow = {"sigmas": sigmas, "mu": mu, "image_seq_len": image_seq_len}
+        of_lcm = {
+            "timesteps": timesteps,
+            "original_inference_steps": original_inference_steps,
+            "strength": strength,
+        }
+        noise = self.noise
+        if isinstance(noise, kd.FlowSchedule):
+            _refuse(of_lcm, "a flow-matching sampler", "Take sigmas=..., or levels(...).start_at.")
+            return flow_levels(self.config, num_inference_steps, sigmas, mu, image_seq_len)
+        _refuse(of_flow, "a sampler with a beta schedule", "Flow matching takes them.")
+        if METHODS[self.name].distilled:
+            if original_inference_steps is None:
+                original_inference_steps = self.config["original_inference_steps"]
+            return kd.lcm_levels(
+                noise,
+                num_inference_steps,
+                original_steps=original_inference_steps,
+                timesteps=timesteps,
+                strength=1.0 if strength is None else strength,
+            )
+        _refuse(
+            of_lcm,
+            f"a {self.name} sampler; only lcm takes them",
+            "Take sampler.levels(...).start_at(step) for image-to-image, kd.levels(sampler.noise, "
+            "timesteps=...) for timesteps of your own.",
+        )
+        grid = grid_of(self.config)
+        return kd.levels(
+            noise,
+            num_inference_steps,
+            timestep_spacing=self.config["timestep_spacing"],
+            steps_offset=self.config["steps_offset"],
+            grid=grid,
+            round_timesteps=grid == "karras",
+        )
+
+    def schedule(
+        self,
+        num_inference_steps: int | None = None,
+        *,
+        timesteps: Sequence[int] | np.ndarray | None = None,
+        original_inference_steps: int | None = None,
+        strength: float | None = None,
+        sigmas: Sequence[float] | np.ndarray | None = None,
+        mu: ArrayLike | None = None,
+        image_seq_len: int | None = None,
+    ) -> kd.Schedule:
+        """The run that the scheduler's `set_timesteps` would prepare: its sampler over `levels`.
+
+        Args and Raises: as of `levels`.
+
+        Returns:
+          A Schedule, the table of `kd.dpm2`, `kd.dpm2_ancestral` or `kd.lcm`.
+
+        Example:
+          >>> from kdiff_jax.adapters import diffusers as kd_diffusers
+          >>> config = {"_class_name": "KDPM2DiscreteScheduler", "beta_schedule": "scaled_linear"}
+          >>> kd_diffusers.from_config(config).schedule(num_inference_steps=25).num_rows
+          49
+
+        Source: `set_timesteps` of the schedulers of diffusers.
+        """
+        levels = self.levels(
+            num_inference_steps,
+            timesteps=timesteps,
+            original_inference_steps=original_inference_steps,
+            strength=strength,
+            sigmas=sigmas,
+            mu=mu,
+            image_seq_len=image_seq_len,
+        )
+        return METHODS[self.name].build(levels)
+
+    def denoiser(
+        self, model_fn: Callable[..., jax.Array], dtype: DTypeLike | None = None
+    ) -> Denoise:
+        """The network as this scheduler reads it: prediction type, clipping, boundary scaling.
+
+        Args:
+          model_fn: as for `kd.denoiser`.
+          dtype: as for `kd.denoiser`.
+
+        Returns:
+          A denoiser for `kd.sample`.
+
+        Raises:
+          ValueError: as for `kd.denoiser`.
+
+        Example:
+          >>> from kdiff_jax.adapters import diffusers as kd_diffusers
+          >>> sampler = kd_diffusers.from_config({"_class_name": "LCMScheduler"})
+          >>> denoise = sampler.denoiser(lambda params, x, timestep: x)
+
+        Source: the first lines of `step` of the three schedulers of diffusers.
+        """
+        if self.flow:
+            return kd.denoiser(model_fn, "flow_prediction", dtype)
+        denoise: Denoise = kd.denoiser(model_fn, self.config["prediction_type"], dtype)
+        if not METHODS[self.name].distilled:
+            return denoise
+        if self.config["thresholding"]:
+            denoise = kd.thresholded(
+                denoise, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"]
+            )
+        elif self.config["clip_sample"]:
+            denoise = kd.clipped(denoise, self.config["clip_sample_range"])
+        return kd.consistency(denoise, self.config["timestep_scaling"])
+
+    def to_config(self) -> dict[str, Any]:
+        """The config as JSON-serialisable values, as diffusers writes and reads them.
+
+        Returns:
+          `_class_name` and every parameter; `from_config` of it is equal to this sampler. DPM2 on a
+          flow has no class of its own, so a key more names the sampler.
+
+        Example:
+          >>> from kdiff_jax.adapters import diffusers as kd_diffusers
+          >>> sampler = kd_diffusers.from_config({"_class_name": "LCMScheduler"})
+          >>> kd_diffusers.from_config(sampler.to_config()) == sampler
+          True
+        """
+        method = METHODS[self.name]
+        if self.flow:
+            name = {"_class_name": method.flow_class_name, SAMPLER_KEY: self.name}
+            return {**name, **self.config}
+        return {"_class_name": method.class_name, **self.config}
+
+    def __repr__(self) -> str:
+        keys = ("shift",) if self.flow else ("beta_schedule", "prediction_type")
+        values = ", ".join(f"{key}={self.config[key]!r}" for key in keys)
+        return f"DiffusersSampler({self.name!r}, {values})"
+
+
+def _refuse(arguments: Mapping[str, object], whom: str, instead: str) -> None:
+    if given := [name for name, value in arguments.items() if value is not None]:
+        raise ValueError(f"{', '.join(given)} given to {whom}. {instead}")

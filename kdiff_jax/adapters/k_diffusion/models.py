@@ -1,0 +1,304 @@
+"""k-diffusion's wrappers: networks of training timesteps as `model(x, sigma) -> denoised`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+import kdiff_jax as kd
+from kdiff_jax._arrays import Array, common_namespace
+from kdiff_jax._checks import check_int, check_vector
+from kdiff_jax._denoise.prediction import Denoise, as_pytree
+from kdiff_jax.adapters.k_diffusion.grids import to_d
+
+# model(x, sigma, **extra_args) -> denoised
+Model = Callable[..., jax.Array]
+# network(x, timestep, **extra_args) -> epsilon or v
+Network = Callable[..., jax.Array]
+Callback = Callable[[dict[str, Any]], object]
+
+
+@dataclass(frozen=True)
+class _WithKeywords:
+    """`inner_model(x, timestep, **extra_args)`; equal to another of it, so that none retraces."""
+
+    inner_model: Network
+
+    def __call__(self, extra_args: dict[str, Any], x: jax.Array, timestep: jax.Array) -> jax.Array:
+        return self.inner_model(x, timestep, **extra_args)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Quantized:
+    """A denoiser whose network receives whole timesteps only."""
+
+    denoise: Denoise
+
+    def __call__(self, params: Any, x: jax.Array, row: kd.Row, cond: Any = None) -> kd.Prediction:
+        # The timestep is linear in log sigma from one to the next: the nearest is the rounded.
+        return self.denoise(params, x, replace(row, timestep=jnp.round(row.timestep)), cond)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class DiscreteDenoiser:
+    """A network of training timesteps in k-diffusion's contract; made by the functions below.
+
+    Attributes:
+      denoise: the network as a denoiser of `kd.sample`; its params are the extra_args.
+      noise: the noise levels of training; the samplers build their tables from them.
+      quantize: whether the network receives whole timesteps only, the nearest in log sigma.
+    """
+
+    denoise: Denoise
+    noise: kd.NoiseSchedule
+    quantize: bool = field(metadata={"static": True})
+
+    def __call__(self, x: ArrayLike, sigma: ArrayLike, **extra_args: Any) -> jax.Array:
+        """`model(x, sigma, **extra_args) -> denoised`; sigma is a number or [B]."""
+        x = jnp.asarray(x)
+        sigma = jnp.broadcast_to(jnp.asarray(sigma, float), x.shape[:1])
+        zero = jnp.zeros_like(sigma)
+        row = kd.Row(
+            index=zero,
+            step=zero,
+            timestep=jnp.asarray(self.noise.timestep_at(sigma), jnp.float32),
+            sigma=sigma,
+            sigma_left=sigma,
+            sigma_reached=zero,
+            denoised_weight=zero,
+            input_scale=1 / jnp.sqrt(1 + sigma**2),
+        )
+        return self.denoise(extra_args, x, row).denoised
+
+    @property
+    def sigmas(self) -> np.ndarray:
+        """[T] the noise levels of training, rising."""
+        return self.noise.sigmas
+
+    @property
+    def sigma_min(self) -> float:
+        """The least noise level of training."""
+        return self.noise.sigmas[0]
+
+    @property
+    def sigma_max(self) -> float:
+        """The greatest noise level of training."""
+        return self.noise.sigmas[-1]
+
+    def sigma_to_t(self, sigma: ArrayLike, quantize: bool | None = None) -> Array:
+        """The timestep of a noise level, linear in log sigma; whole where it is quantized."""
+        timestep = self.noise.timestep_at(sigma)
+        return timestep.round() if (self.quantize if quantize is None else quantize) else timestep
+
+    def t_to_sigma(self, t: ArrayLike) -> Array:
+        """The noise level of a fractional timestep in [0, T - 1], linear in log sigma."""
+        count = len(self.noise.sigmas)
+        xp, time, grid, log_sigmas = common_namespace(
+            t, np.arange(count), np.log(self.noise.sigmas)
+        )
+        return xp.exp(xp.interp(time, grid, log_sigmas))
+
+    def get_sigmas(self, n: int | None = None) -> np.ndarray:
+        """[n + 1] levels of even timesteps from T - 1 to 0, and 0; None: all those of training."""
+        if n is None:
+            return np.append(self.noise.sigmas[::-1], 0)
+        last = len(self.noise.sigmas) - 1
+        return np.append(self.t_to_sigma(np.linspace(last, 0, check_int("n", n, 1))), 0)
+
+
+def _discrete(
+    prediction_type: Literal["epsilon", "v_prediction"],
+    model: Network,
+    alphas_cumprod: ArrayLike | Sequence[float],
+    quantize: bool,
+) -> DiscreteDenoiser:
+    abar = check_vector("alphas_cumprod", alphas_cumprod)
+    if abar.min() <= 0 or abar.max() >= 1 or np.any(np.diff(abar) >= 0):
+        raise ValueError(
+            f"alphas_cumprod runs from {abar[0]} to {abar[-1]}; expected [T] numbers in (0, 1) "
+            "that fall from one to the next: the share of the variance that is signal."
+        )
+    if not callable(model):
+        raise ValueError(f"model = {model!r} is not callable; pass model(x, timestep, **kwargs).")
+    noise = kd.NoiseSchedule(abar, np.sqrt((1 - abar) / abar))
+    denoise = kd.denoiser(_WithKeywords(model), prediction_type)
+    return DiscreteDenoiser(_Quantized(denoise) if quantize else denoise, noise, bool(quantize))
+
+
+def DiscreteEpsDDPMDenoiser(
+    model: Network, alphas_cumprod: ArrayLike | Sequence[float], quantize: bool = False
+) -> DiscreteDenoiser:
+    """A network that predicts epsilon, in k-diffusion's contract: `denoised = x - sigma * eps`.
+
+    `eps = model(x / sqrt(1 + sigma^2), t, **extra_args)` with t the timestep of sigma.
+
+    Args:
+      model: `model(x, timestep, **extra_args)`; x [B, ...], timestep [B] float32, the same shape
+        back. Keep one function, and hand its weights in as extra_args.
+      alphas_cumprod: [T] the share of the variance that is signal, falling.
+      quantize: whether the network receives whole timesteps only.
+
+    Returns:
+      A callable `(x, sigma, **extra_args) -> denoised` with sigmas, sigma_min, sigma_max,
+      sigma_to_t, t_to_sigma and get_sigmas.
+
+    Raises:
+      ValueError: alphas_cumprod that leave (0, 1) or do not fall; a model that is not callable.
+
+    Example:
+      >>> import jax.numpy as jnp, kdiff_jax as kd
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> def model(x, timestep, gain):
+      ...     return gain * x
+      >>> wrapped = K.DiscreteEpsDDPMDenoiser(model, kd.noise_schedule().alphas_cumprod)
+      >>> wrapped(jnp.ones((2, 8)), 3.0, gain=0.1).shape
+      (2, 8)
+
+    Source: `DiscreteEpsDDPMDenoiser` of k-diffusion.
+    """
+    return _discrete("epsilon", model, alphas_cumprod, quantize)
+
+
+def DiscreteVDDPMDenoiser(
+    model: Network, alphas_cumprod: ArrayLike | Sequence[float], quantize: bool = False
+) -> DiscreteDenoiser:
+    """A network that predicts v, in k-diffusion's contract: `denoised = a^2 x - sigma a v`.
+
+    `a = 1 / sqrt(1 + sigma^2)` and `v = model(a x, t, **extra_args)`.
+
+    Args and Returns: as of `DiscreteEpsDDPMDenoiser`.
+
+    Raises:
+      ValueError: as for `DiscreteEpsDDPMDenoiser`.
+
+    Example:
+      >>> import jax.numpy as jnp, kdiff_jax as kd
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> abar = kd.noise_schedule().alphas_cumprod
+      >>> wrapped = K.DiscreteVDDPMDenoiser(lambda x, timestep: 0.1 * x, abar)
+      >>> wrapped(jnp.ones((2, 8)), jnp.array([3.0, 0.5])).shape
+      (2, 8)
+
+    Source: `DiscreteVDDPMDenoiser` of k-diffusion.
+    """
+    return _discrete("v_prediction", model, alphas_cumprod, quantize)
+
+
+class CompVisModel(Protocol):
+    """A network as the checkpoints of CompVis have it."""
+
+    @property
+    def alphas_cumprod(self) -> ArrayLike:
+        """[T] the share of the variance that is signal, falling."""
+
+    @property
+    def apply_model(self) -> Network:
+        """`apply_model(x, timestep, **extra_args)`."""
+
+
+def CompVisDenoiser(model: CompVisModel, quantize: bool = False) -> DiscreteDenoiser:
+    """`DiscreteEpsDDPMDenoiser(model.apply_model, model.alphas_cumprod, quantize)`.
+
+    Args:
+      model: any object with `apply_model(x, timestep, **extra_args)` and alphas_cumprod [T].
+      quantize: whether the network receives whole timesteps only.
+
+    Returns:
+      As of `DiscreteEpsDDPMDenoiser`.
+
+    Raises:
+      ValueError: as for `DiscreteEpsDDPMDenoiser`.
+
+    Example:
+      >>> import types, kdiff_jax as kd
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> model = types.SimpleNamespace(
+      ...     apply_model=lambda x, timestep, cond: 0.1 * x,
+      ...     alphas_cumprod=kd.noise_schedule().alphas_cumprod,
+      ... )
+      >>> K.CompVisDenoiser(model).get_sigmas(10).shape
+      (11,)
+
+    Source: `CompVisDenoiser` of k-diffusion.
+    """
+    return DiscreteEpsDDPMDenoiser(model.apply_model, model.alphas_cumprod, quantize)
+
+
+def CompVisVDenoiser(model: CompVisModel, quantize: bool = False) -> DiscreteDenoiser:
+    """`DiscreteVDDPMDenoiser(model.apply_model, model.alphas_cumprod, quantize)`.
+
+    Args, Returns, Raises: as of `CompVisDenoiser`.
+
+    Example:
+      >>> import types, kdiff_jax as kd
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> abar = kd.noise_schedule().alphas_cumprod
+      >>> model = types.SimpleNamespace(apply_model=lambda x, t: 0.1 * x, alphas_cumprod=abar)
+      >>> K.CompVisVDenoiser(model).quantize
+      False
+
+    Source: `CompVisVDenoiser` of k-diffusion.
+    """
+    return DiscreteVDDPMDenoiser(model.apply_model, model.alphas_cumprod, quantize)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _PlainModel:
+    """A model of k-diffusion's contract as a denoiser; its params are the extra_args."""
+
+    model: Model
+
+    def __call__(self, params: Any, x: jax.Array, row: kd.Row, cond: Any = None) -> kd.Prediction:
+        sigma = jnp.broadcast_to(row.sigma.astype(x.dtype), x.shape[:1])
+        denoised = jnp.asarray(self.model(x, sigma, **params))
+        if denoised.shape != x.shape:
+            raise ValueError(
+                f"model returned shape {denoised.shape} for a sample of shape {x.shape}; "
+                "return denoised, of the same shape."
+            )
+        return kd.Prediction(denoised, to_d(x, sigma, denoised.astype(x.dtype)))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """A denoiser whose first prediction of each step is shown to a callback."""
+
+    denoise: Denoise
+    sigmas: jax.Array
+    callback: Callback = field(metadata={"static": True})
+
+    def __call__(self, params: Any, x: jax.Array, row: kd.Row, cond: Any = None) -> kd.Prediction:
+        prediction = self.denoise(params, x, row, cond)
+        shown = (x, row.step, self.sigmas[row.step], row.sigma, prediction.denoised)
+        if row.anchor_weight is None:
+            self._show(*shown)
+        else:
+            # Rows that start from an anchor are the second evaluation of their step.
+            jax.lax.cond(row.anchor_weight == 0, self._show, lambda *shown: None, *shown)
+        return prediction
+
+    def _show(self, *shown: jax.Array) -> None:
+        def show(x: Array, i: Array, sigma: Array, sigma_hat: Array, denoised: Array) -> None:
+            values = {"x": x, "i": int(i), "sigma": float(sigma), "sigma_hat": float(sigma_hat)}
+            self.callback({**values, "denoised": denoised})
+
+        jax.debug.callback(show, *shown, ordered=True)
+
+
+def as_denoiser(model: Model, sigmas: jax.Array, callback: Callback | None = None) -> Denoise:
+    """A model of k-diffusion's contract for `kd.sample`; a callback is shown the grid's levels."""
+    # The table has the wrapper's noise levels in it: they need not cross into the program.
+    denoise: Denoise = (
+        model.denoise if isinstance(model, DiscreteDenoiser) else _PlainModel(as_pytree(model))
+    )
+    return denoise if callback is None else _Shown(denoise, sigmas, callback)

@@ -1,0 +1,173 @@
+"""The README and the pages of docs/: their code runs, their links and names lead somewhere."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import pytest
+
+import kdiff_jax as kd
+from kdiff_jax._levels.spacing import SigmaGrid, TimestepGrid
+from kdiff_jax.adapters import diffusers as kd_diffusers
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+# A block whose first line begins so goes on where the block before it on its page ended; every
+# other block runs alone.
+CONTINUES = "# Continues "
+# What 0.1 had and 0.2 has not.
+GONE = [
+    "dpm2_schedule",
+    "dpm2_ancestral_schedule",
+    "euler_schedule",
+    "lcm_schedule",
+    "img2img_schedule",
+    "inversion_schedule",
+    "schedule.start_at",
+    "schedule.deterministic",
+    "general=True",
+    "anchorless",
+    "unit_alpha",
+    "alternating",
+    "evaluate_traced_once",
+]
+
+
+def examples_of(text: str) -> list[str]:
+    """The examples of a page: blocks of Python, each joined with those that continue it.
+
+    Blank lines keep every line at its number in the page.
+    """
+    examples: list[str] = []
+    for block in re.finditer(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        lines_before = text[: block.start(1)].count("\n")
+        continues = block[1].startswith(CONTINUES)
+        start = examples.pop() if continues and examples else ""
+        blank = "\n" * (lines_before - start.count("\n"))
+        examples.append(start + blank + block[1])
+    return examples
+
+
+EXAMPLES = [
+    pytest.param(page, example, id=f"{page.stem}-{number}")
+    for page, text in TEXTS.items()
+    for number, example in enumerate(examples_of(text))
+]
+
+
+@pytest.fixture
+def user_defaults():
+    # A reader pastes into a plain interpreter, where promotion is not strict.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("user_defaults")
+@pytest.mark.parametrize(("page", "example"), EXAMPLES)
+def test_example_runs_and_prints_what_it_says(page, example, capsys):
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(example, str(page), "exec"), names)
+    expected = re.findall(r"^print\(.*\)  # (.*)$", example, flags=re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_every_block_of_python_is_found():
+    fences = sum(text.count("```python") for text in TEXTS.values())
+    blocks = re.findall(r"^```python$", "\n".join(TEXTS.values()), flags=re.MULTILINE)
+    assert len(blocks) == fences >= 20
+    assert len(EXAMPLES) <= fences
+
+
+def test_blocks_that_continue_are_joined_at_their_lines():
+    text = (
+        "```python\na = 1\n```\ntext\n```python\n# Continues it.\nb = a\n```\n```python\nc\n```\n"
+    )
+    assert examples_of(text) == ["\na = 1\n\n\n\n# Continues it.\nb = a\n", "\n" * 9 + "c\n"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files_and_headings(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            assert anchor in _anchors(target), f"{page.name} links to {link}"
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_are_named_exist(page):
+    names = re.findall(r"`((?:kdiff_jax|tests|examples|benchmarks|docs)/[\w/.]+)`", TEXTS[page])
+    names += re.findall(r"\bpython ((?:examples|benchmarks)/[\w/.]+\.py)", TEXTS[page])
+    missing = [name for name in names if not (ROOT / name).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_names_exist(page):
+    text = TEXTS[page]
+    assert not [name for name in GONE if name in text]
+    names = set(re.findall(r"\bkd\.([a-zA-Z]\w*)", text))
+    assert not {name for name in names if not hasattr(kd, name)}
+    members = {
+        "noise": dir(kd.noise_schedule()),
+        "levels": dir(kd.levels(None, sigmas=[1.0])),
+        "schedule": dir(kd.dpm2(kd.levels(None, sigmas=[1.0]))),
+        "row": list(kd.Row.__dataclass_fields__),
+        "state": list(kd.State.__dataclass_fields__),
+        "sampler": dir(kd_diffusers.from_config({"_class_name": "LCMScheduler"})),
+    }
+    for owner, known in members.items():
+        used = set(re.findall(rf"(?<![\w./]){owner}\.(\w+)", text)) - {"md", "py"}
+        assert not used - set(known), owner
+
+
+def test_readme_is_short():
+    assert TEXTS[README].count("\n") <= 200
+
+
+def test_two_commands_stand_once():
+    lines = TEXTS[README].splitlines()
+    commands = [line for line in lines if re.match(r'pip install -e "\.\[\w+\]" && ', line)]
+    assert commands == [
+        'pip install -e ".[examples]" && python examples/digits.py',
+        'pip install -e ".[test]" && pytest',
+    ]
+
+
+def test_all_grids_are_listed():
+    text = TEXTS[ROOT / "docs" / "levels.md"]
+    names = [*get_args(SigmaGrid), *get_args(TimestepGrid)]
+    assert len(names) == 13
+    assert not [name for name in names if f'| `"{name}"` |' not in text]
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = TEXTS[ROOT / "docs" / "api.md"]
+    entries = re.findall(r"^\.\. auto(?:class|function):: (\w+)", reference, flags=re.MULTILINE)
+    assert sorted(entries) == sorted(kd.__all__)
+
+
+def test_every_page_is_in_the_contents():
+    listed = re.findall(r"^\w+$", TEXTS[ROOT / "docs" / "index.md"], flags=re.MULTILINE)
+    pages = {page.stem for page in PAGES if page.parent.name == "docs"}
+    assert pages - {"index"} <= set(listed)
+
+
+def test_one_version():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" not in settings["project"]
+    assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "kdiff_jax.__version__"}
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\d[\w.]*)", changes, flags=re.MULTILINE)[0] == kd.__version__

@@ -1,0 +1,42 @@
+"""The compiled program of a run that draws noise: one loop, and no array of noise."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from samplers import SAMPLERS, STOCHASTIC
+from test_threefry import loops
+
+import kdiff_jax as kd
+
+
+def null_program(name, shape, unroll=1):
+    schedule = SAMPLERS[name](4)
+    keys = jax.random.split(jax.random.key(0), shape[0])
+    denoise = kd.denoiser(lambda params, x, timestep: params * x)
+    run = functools.partial(kd.sample, denoise, unroll=unroll)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.jit(run).lower(np.float32(0.1), schedule, x, keys).compile()
+
+
+# One of each set of columns: the programs of the others are the same.
+OTHERS = {"ancestral_half_eta": "ancestral", "dpm2_churn": "ancestral"}
+ALIKE = [name for name in STOCHASTIC if name not in OTHERS]
+
+
+def test_the_programs_of_tables_with_the_same_columns_are_the_same():
+    for pair in OTHERS.items():
+        assert len({str(jax.tree.structure(SAMPLERS[name](4))) for name in pair}) == 1
+
+
+@pytest.mark.parametrize(("name", "unroll"), [*((name, 1) for name in ALIKE), ("ancestral", 2)])
+def test_a_run_has_one_loop_its_own_and_the_noise_is_added_where_it_is_made(name, unroll):
+    shape = (2, 4, 64, 64)
+    program = null_program(name, shape, unroll)
+    assert loops(program.as_text()) == 1
+    scratch = program.memory_analysis().temp_size_in_bytes
+    # In samples: the bits of each row, and the anchor after it; no normal numbers.
+    anchors = 0 if SAMPLERS[name](4).rows.anchor_weight is None else 1
+    assert scratch / (4 * np.prod(shape)) < unroll * (1 + anchors) + 0.1

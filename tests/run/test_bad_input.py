@@ -1,0 +1,267 @@
+"""What is refused from the table on, and that the message shows what was received."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import samplers as sp
+from refusals import Refusal, check, every, unreached
+
+import kdiff_jax as kd
+
+NOISE, FLOW = kd.noise_schedule("scaled_linear"), kd.flow_schedule()
+NO_SIGNAL = kd.noise_schedule(rescale_zero_terminal_snr=True)
+LEVELS, SHORT = kd.levels(NOISE, 3), kd.levels(NOISE, 2)
+CHURNED, UP = LEVELS.churned(1.0), LEVELS.reversed()
+EULER, DPM2, ANCESTRAL = kd.euler(LEVELS), kd.dpm2(LEVELS), kd.dpm2_ancestral(LEVELS)
+LCM = kd.lcm(kd.lcm_levels(NOISE, 3))
+HISTORIES = sp.adams_bashforth(LEVELS)
+CHURN = kd.dpm2(CHURNED)
+STACK = kd.stack([DPM2, DPM2])
+AT_TWO = STACK.rows_at(np.zeros(2, int))
+X = jnp.ones((2, 3))
+KEY = jax.random.key(0)
+PREDICTION = kd.Prediction(X, X)
+
+
+def network(params: Any, x: jax.Array, timestep: jax.Array, cond: Any = None) -> jax.Array:
+    del timestep, cond
+    return params * x
+
+
+DENOISE = kd.denoiser(network)
+VELOCITY = kd.denoiser(network, "flow_prediction")
+
+
+def guided(cond: Any = None, **options: Any) -> kd.Prediction:
+    denoise = kd.guided(DENOISE, 2.0, jnp.zeros(()), **options)
+    return denoise(1.0, X, DPM2[0], cond)
+
+
+def step(schedule: kd.Schedule, row: kd.Row, state: kd.State | None = None, **given: Any) -> Any:
+    return kd.step(kd.init(schedule, X) if state is None else state, row, PREDICTION, **given)
+
+
+def sample(schedule: kd.Schedule, x: Any = X, *args: Any, **options: Any) -> Any:
+    denoise = options.pop("denoise", DENOISE)
+    return kd.sample(denoise, np.float32(0.1), schedule, x, *args, **options)
+
+
+def traced(function: Any, *args: Any) -> Any:
+    return jax.make_jaxpr(function)(*args)
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+SAMPLERS: list[Refusal] = [
+    (lambda: kd.dpm2_ancestral(LEVELS, eta=-0.1), "eta = -0.1 must be finite and not negative"),
+    (
+        lambda: kd.dpm2_ancestral(LEVELS, eta=1.5),
+        r"eta = 1.5 is too large: .* allows eta below 1.0",
+    ),
+    (lambda: kd.dpm2_ancestral(LEVELS, eta=math.nan), "eta = nan"),
+    (lambda: kd.dpm2_ancestral(LEVELS, np.ones(2)), r"eta has shape \(2,\).*\[3\]"),
+    (lambda: kd.dpm2_ancestral(LEVELS, s_noise=-1.0), "s_noise = -1.0 must be finite and not neg"),
+    (lambda: kd.euler(LEVELS, eta=9.0), "eta = 9.0 is too large.*lower eta or take more steps"),
+    (lambda: kd.euler(LEVELS, np.array([1, 1, math.inf])), "eta = .*inf.* must be finite"),
+    (
+        lambda: kd.euler(kd.levels(FLOW, 3), eta=5.0),
+        "eta = 5.0 is too large: .* to 0.001 allows eta below",
+    ),
+    (lambda: kd.euler(LEVELS, s_noise=-1.0, eta=0.5), "s_noise = -1.0"),
+    (lambda: kd.dpm2_ancestral(CHURNED), "eta = 1.0 adds noise of its own to levels with churn"),
+    (lambda: kd.euler(CHURNED, eta=0.0), "eta = 0.0 adds noise of its own.*take one of the two"),
+    (lambda: kd.lcm(CHURNED), "lcm adds noise of its own to levels with churn"),
+    (lambda: kd.dpm2_ancestral(UP), "eta = 1.0 draws noise, and these levels ascend.*kd.dpm2"),
+    (lambda: kd.euler(UP, eta=0.5), "eta = 0.5 draws noise, and these levels ascend"),
+    (lambda: kd.lcm(UP), "lcm draws noise, and these levels ascend"),
+    (lambda: kd.lcm(LEVELS, s_noise=-1.0), "s_noise = -1.0"),
+    (lambda: kd.lcm(LEVELS, np.ones(2)), r"s_noise has shape \(2,\).*\[3\]"),
+    (lambda: kd.lcm(LEVELS, s_noise_end=-0.5), "s_noise_end = -0.5"),
+    (lambda: kd.lcm(LEVELS, np.ones(3), 0.5), r"s_noise has shape \(3,\) and s_noise_end \(\)"),
+]
+
+TABLES: list[Refusal] = [
+    (lambda: DPM2[3:3], "rows 3:3:1 of 5 are no run.*take one row or more"),
+    (lambda: DPM2[9:], "rows 5:5:1 of 5 are no run"),
+    (lambda: DPM2[::2], r"rows 0:5:2 of 5 are no run.*schedule\[a:\]"),
+    (lambda: DPM2[::-1], "rows 4:-1:-1 of 5 are no run"),
+    (lambda: traced(lambda table: table[1:], DPM2), "schedule is traced here; slice .* before jit"),
+    (lambda: STACK[0], r"rows have shape \(2, 5\), those of a stack.*rows_at\(i\)"),
+    (lambda: STACK[1:], r"rows have shape \(2, 5\), those of a stack.*rows_at\(i\)"),
+    (
+        lambda: traced(len, DPM2.pad(9)),
+        "length of a padded schedule is traced.*use schedule.length",
+    ),
+    (lambda: DPM2.pad(4), "num_rows = 4 is too small for a schedule of 5 rows.*at least 5"),
+    (lambda: DPM2.pad(5.0), "num_rows = 5.0.*integer"),  # type: ignore[arg-type]
+    (lambda: DPM2.pad(9).pad(12), "num_rows = 12 .* already padded to 9 rows; pad .* before"),
+    (lambda: STACK.pad(9), r"rows have shape \(2, 5\); pad lengthens one table.*before stacking"),
+    (lambda: DPM2.pad(9, ["noise"]), r"columns names \['noise'\]; expected .*noise_weight"),
+    (lambda: DPM2.pad(9, ["idle"]), r"columns names \['idle'\]; expected columns of Row"),
+    (lambda: DPM2.pad(9, "noise_weight"), r"leaves out \['advances', 'anchor_weight'.*name all"),
+    (lambda: kd.stack([]), "an empty list; pass a list of at least one schedule"),
+    (lambda: kd.stack([DPM2, LEVELS]), r"given Levels\(3 steps.*pass a list"),  # type: ignore[list-item]
+    (lambda: kd.stack([DPM2, STACK]), r"rows have shapes \[\(5,\), \(2, 5\)\]; stack single"),
+    (lambda: kd.stack([kd.stack([STACK])]), r"rows have shapes \[\(1, 2, 5\)\]; stack single"),
+    (
+        lambda: kd.stack([STACK, kd.stack([EULER, EULER])]),
+        r"stacks have rows of \[\(2, 3\), \(2, 5\)\]; pad their tables alike",
+    ),
+    (lambda: kd.stack([DPM2, in_float64()]), "tables of float32 and float64 .*build them alike"),
+    (lambda: kd.stack([DPM2, kd.dpm2(kd.levels(FLOW, 3))]), "of a rectified flow .*stack them apa"),
+    (lambda: kd.stack([EULER.pad(4), DPM2]), r"padded to \[4\] rows and the stack needs 5; pad"),
+    (lambda: DPM2.rows_at(0), r"i has shape \[\]; pass \[B\]"),
+    (lambda: DPM2.rows_at(jnp.zeros(2)), "i is float32; pass int32 row numbers"),
+    (lambda: DPM2.rows_at(np.zeros((2, 3, 4), int)), r"i has shape \[2, 3, 4\]; pass \[B\]"),
+    (lambda: STACK.rows_at(np.zeros(3, int)), r"i has shape \[3\]; pass \[2\], one number a samp"),
+]
+
+
+def in_float64() -> kd.Schedule:
+    with sp.x64():
+        return kd.dpm2(LEVELS)
+
+
+# --- denoisers: refused when they are built, but for what only the call can know --------------
+
+DENOISERS: list[Refusal] = [
+    (lambda: kd.denoiser(network, "flow"), "prediction_type = 'flow'.*'v_prediction'"),  # type: ignore[arg-type]
+    (lambda: kd.denoiser(3), "model_fn = 3 is not callable"),  # type: ignore[arg-type]
+    (lambda: kd.denoiser(network, dtype=int), "dtype .*int"),
+    (lambda: kd.clipped(DENOISE, 0.0), "clip_range = 0.0"),
+    (lambda: kd.clipped(DENOISE, np.array([1, -1])), "clip_range = -1.0 is out of range"),
+    (lambda: kd.thresholded(DENOISE, sample_max_value=0.5), "sample_max_value = 0.5.*at least 1"),
+    (lambda: kd.thresholded(DENOISE, ratio=1.5), r"ratio = 1.5.*\(0, 1\]"),
+    (lambda: kd.consistency(DENOISE, timestep_scaling=0.0), "timestep_scaling = 0.0"),
+    (lambda: kd.consistency(DENOISE, sigma_data=-0.5), "sigma_data = -0.5"),
+    (lambda: kd.edm_denoiser(network, 0.0), "sigma_data = 0.0"),
+    (lambda: kd.continuous(DENOISE, "log"), "c_noise = 'log'.*'log_sigma'"),  # type: ignore[arg-type]
+    (lambda: kd.inpainted(DENOISE, 0.0, 1.5), r"mask spans \[1.5, 1.5\]; expected \[0, 1\]"),
+    (lambda: kd.inpainted(DENOISE, X[:, :2], X)(1.0, X, DPM2[0]), r"known has shape \(2, 2\)"),
+    (lambda: kd.guided(DENOISE, float("nan"), 0), "scale = nan"),
+    (lambda: kd.guided(DENOISE, 2.0, 0, interval=3.0), "interval = 3.0; expected two noise levels"),  # type: ignore[arg-type]
+    (lambda: kd.guided(DENOISE, 2.0, 0, interval=(5, 1)), r"interval = \(5, 1\) holds no noise le"),
+    (lambda: kd.guided(DENOISE, 2.0, 0, rescale=1.5), r"rescale = 1.5 .*\[0, 1\]"),
+    (lambda: kd.guided(DENOISE, 2.0, 0, rescale_of="sample"), "'sample' .*rescale was not given"),
+    (lambda: kd.guided(sp.identity_denoise, 2.0, 0, rescale=0.7), "give rescale_of, one of"),
+    (lambda: guided(), "without cond; pass cond="),
+    (lambda: guided({"label": X}), "cond is .*label.*expected the same pytree"),
+    (lambda: kd.denoiser(lambda p, x, t: x[0])(0, X, DPM2[0]), r"shape \(3,\).*shape \(2, 3\)"),
+    (lambda: DENOISE(1.0, jnp.ones((3, 3)), AT_TWO), r"shape \(2,\) met a sample of .*\(3, 3\)"),
+    (lambda: DENOISE(1.0, X.astype(int), DPM2[0]), "sample is int32.*cast it first"),
+    (
+        lambda: DENOISE(1.0, X, dataclasses.replace(DPM2[0], timestep=jnp.ones((2, 4)))),
+        r"timesteps of shape \(2, 4\) met a sample of shape \(2, 3\)",
+    ),
+    (lambda: kd.guidance_embedding(np.ones((2, 1)), 8), r"w has shape \(2, 1\); pass \[B\]"),
+    (lambda: kd.guidance_embedding(np.array([np.nan]), 8), "w = .*NaN or an infinity; pass finite"),
+    (lambda: kd.guidance_embedding(np.array(["a"]), 8), "w = .*no real numbers; pass"),
+]
+
+
+# --- noise -----------------------------------------------------------------------------------
+
+NOISES: list[Refusal] = [
+    (lambda: kd.initial_sample(DPM2, jax.random.key(0, impl="rbg"), (2, 3)), "rbg.*threefry"),
+    (lambda: kd.initial_sample(DPM2, KEY, ()), r"shape is empty; expected \(B, \.\.\.\)"),
+    (lambda: kd.initial_sample(DPM2, KEY, (2, 3.0)), "shape = 3.0.*integer"),  # type: ignore[arg-type]
+    (lambda: kd.initial_sample(DPM2, 7, (2, 3)), r"key = 7 is no PRNG key; pass jax\.random\.key"),  # type: ignore[arg-type]
+    (lambda: kd.row_noise(jnp.ones(2), DPM2[0], (2, 3)), r"key is float32\(2,\), no PRNG key"),
+    (lambda: kd.row_noise(jnp.ones(3, jnp.uint32), DPM2[0], (2, 3)), r"key is uint32\(3,\).*pass"),
+    (lambda: kd.row_noise(KEY, AT_TWO, (3,)), r"index of shape \(2,\)"),
+    (lambda: kd.add_noise(DPM2[0], X, X[0]), r"x0 \(2, 3\) and eps \(3,\)"),
+    (lambda: kd.add_noise(DPM2[0], X.astype(int), X), "sample is int32.*cast it first"),
+    (lambda: kd.slerp(X, X[0], 0.5), r"first \(2, 3\) and second \(3,\) differ"),
+    (lambda: kd.given_noise(jnp.ones(3)), r"noise has shape \(3,\); pass \[N, B, \.\.\.\]"),
+    (lambda: kd.given_noise(jnp.ones((3, 1)))(None, DPM2[0], (2, 3)), r"shape \(3, 1\) and the sa"),
+    (lambda: sample(LCM, noise_fn=lambda key, row, shape: X[0]), r"returned float32\[3\] for a"),
+    (lambda: kd.brownian_noise(2.0, 1.0), "sigma_min = 2.0 is not below sigma_max = 1.0; pass"),
+    (lambda: kd.brownian_noise(depth=21), "depth = 21 is too large.*pass at most 20"),
+]
+
+# --- stepping and sampling -------------------------------------------------------------------
+
+RUNS: list[Refusal] = [
+    (lambda: kd.init(DPM2, jnp.float32(1)), r"sample is a scalar; expected \[B, \.\.\.\]"),
+    (lambda: kd.init(DPM2, jnp.ones((2, 3), int)), "int32.*floating"),
+    (lambda: kd.init(DPM2[1:], X), r"slice that reads anchor .*pass the State.*start_at\(step\)"),
+    (lambda: kd.init(HISTORIES[1:], X), "reads denoised_1 and denoised_2 of the rows before"),
+    (lambda: sample(DPM2[2:]), "slice that reads anchor .*pass the State"),
+    (lambda: sample(DPM2.pad(9)[2:]), "slice that reads anchor .*pass the State"),
+    (lambda: sample(kd.stack([DPM2[2:], DPM2])), "slice that reads anchor .*pass the State"),
+    (lambda: kd.init(DPM2, kd.init(EULER, X)), "holds no history and the rows read anchor; pass"),
+    (lambda: kd.init(EULER, kd.init(DPM2, X)), "holds anchor and the rows read none; pass the St"),
+    (
+        lambda: sample(HISTORIES, kd.init(DPM2, X)),
+        "holds anchor and the rows read denoised_1 and denoised_2; pass the State",
+    ),
+    (lambda: sample(EULER, kd.init(HISTORIES, X)), "holds denoised_1 and denoised_2 and the rows"),
+    (lambda: step(DPM2, EULER[0]), "holds anchor and the rows read none"),
+    (lambda: step(EULER, DPM2[0]), "holds no history and the rows read anchor"),
+    (
+        lambda: step(ANCESTRAL, ANCESTRAL[1]),
+        rf"row 1 draws noise \(noise_weight = {ANCESTRAL[1].noise_weight}\).*key=.*noise=",
+    ),
+    (lambda: step(ANCESTRAL, ANCESTRAL[1], key=KEY, noise=X), "both key and noise; give one"),
+    (lambda: step(ANCESTRAL, ANCESTRAL[1], noise=X[0]), r"noise has shape \(3,\).*\(2, 3\)"),
+    (lambda: step(ANCESTRAL, ANCESTRAL[1], key=7), "key = 7 is no PRNG key"),
+    (lambda: sample(ANCESTRAL), "draws noise.*no key; pass key="),
+    (lambda: sample(CHURN), "draws noise.*no key; pass key="),
+    (lambda: sample(ANCESTRAL, key=7), "key = 7"),
+    (lambda: sample(ANCESTRAL, X, jax.random.split(KEY, 3)), r"\(3,\).*2 samples"),
+    (lambda: sample(ANCESTRAL, noise_fn=3), "noise_fn = 3 is not callable; pass a function"),
+    (lambda: sample(DPM2, noise_fn=kd.row_noise), "draws no noise.*leave it out.*kd.euler with an"),
+    (lambda: sample(DPM2, save_fn=3), "save_fn = 3 is not callable; pass a function"),
+    (lambda: sample(STACK, save_fn=lambda *a: 1), "save_fn was given with a stack.*jax.vmap"),
+    (lambda: sample(DPM2, unroll=0), "unroll = 0 is too small"),
+    (lambda: sample(DPM2, remat="all"), "remat = 'all'.*'segments'"),
+    (lambda: sample(DPM2.pad(9), unroll=2), "unroll = 2 and remat = 'none' with a padded schedule"),
+    (lambda: sample(DPM2.pad(9), remat="rows"), "remat = 'rows' with a padded schedule"),
+    (lambda: sample(STACK, jnp.ones((3, 3))), r"stack of \[2\] tables and x holds 3 samples"),
+    (lambda: sample(DPM2, progress=3), "progress = 3; pass True"),
+    *(
+        (
+            lambda table=table: sample(table, X, KEY),
+            "prediction_type='epsilon'.*rescale_zero_terminal_snr=True.*use a v_prediction",
+        )
+        for table in (
+            kd.euler(kd.levels(NO_SIGNAL, 4)),
+            kd.dpm2(kd.levels(NO_SIGNAL, 4)),
+            kd.dpm2_ancestral(kd.levels(NO_SIGNAL, 4)),
+            kd.lcm(kd.lcm_levels(NO_SIGNAL, 4)),
+        )
+    ),
+    (lambda: sample(kd.dpm2(kd.levels(FLOW, 3))), "prediction_type='epsilon' on .*rectified flow"),
+    (lambda: sample(DPM2, denoise=VELOCITY), "'flow_prediction' on a schedule that is not.*build"),
+]
+
+REFUSED = SAMPLERS + TABLES + DENOISERS + NOISES + RUNS
+
+
+@every(REFUSED)
+def test_bad_input_is_refused_by_name_with_what_was_received(call, message):
+    check(call, message)
+
+
+def test_every_refusal_of_these_modules_is_in_the_table():
+    names = {
+        "_table": "ancestral lcm schedule stack",
+        "_denoise": "clip consistency continuous guidance guidance_embedding inpaint network",
+        "_noise": "brownian given keyed slerp",
+        "_run": "loop progress sample state step",
+    }
+    modules = [f"{folder}.{name}" for folder, files in names.items() for name in files.split()]
+    assert unreached(modules, REFUSED) == set()
+
+
+def test_what_is_no_row_is_an_index_or_a_type_error():
+    for i in (5, -6):
+        with pytest.raises(IndexError, match=f"row {i} of a schedule with 5 rows"):
+            DPM2[i]
+    with pytest.raises(TypeError, match=r"got 1\.5; .*levels\.start_at"):
+        DPM2[1.5]  # type: ignore[call-overload]
