@@ -21,7 +21,13 @@ elementwise = kd.denoiser(sp.elementwise_model)
 # Rows that no unroll divides, and fewer than one iteration has.
 @pytest.mark.parametrize(
     ("name", "steps", "unroll"),
-    [("euler", 4, 3), ("dpm2", 4, 3), ("ancestral", 4, 3), ("three_estimates", 4, 3), ("dpm2", 1, 2)],
+    [
+        ("euler", 4, 3),
+        ("dpm2", 4, 3),
+        ("ancestral", 4, 3),
+        ("three_estimates", 4, 3),
+        ("dpm2", 1, 2),
+    ],
 )
 def test_unrolled_rows_give_the_same_samples_and_saves_and_trace_once(name, steps, unroll):
     def save_fn(state, prediction, row):
