@@ -161,7 +161,10 @@ def test_a_deterministic_program_has_no_random_bits(name):
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_random_bits_are_drawn_in_noise_rows_only(name):
     # Under a condition: on CPU they are most of the cost, and half the rows have weight 0.
-    assert "random_bits" not in {eqn.primitive.name for eqn in equations(name, without="cond")}
+    # Bits that depend on the platform are under a condition anyhow: so the call counts as well.
+    eqns = equations(name, without="cond")
+    names = {eqn.primitive.name for eqn in eqns} | {eqn.params.get("name") for eqn in eqns}
+    assert not names & {"random_bits", "normal"}
 
 
 @every_sampler
