@@ -30,6 +30,9 @@ class Prediction:
     denoised: jax.Array
     epsilon: jax.Array
 
+    def __repr__(self) -> str:
+        return f"Prediction(denoised {brief(self.denoised)}, epsilon {brief(self.epsilon)})"
+
 
 class Denoise(Protocol):
     """What `kd.denoiser` and its wrappers make, and any function of the same signature.

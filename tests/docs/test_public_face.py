@@ -124,6 +124,7 @@ def schedules():
 
 def values():
     yield from (NOISE, FLOW, kd.noise_schedule("linear", 100))
+    yield kd.Prediction(BATCH, BATCH)
     yield from (LEVELS, LEVELS.start_at(3), LEVELS.end_at(3), LEVELS.reversed())
     yield from (LEVELS.churned(0.5), kd.levels(FLOW, 200), kd.levels(None, sigmas=[3.0, 2.0]))
     for table in schedules():
