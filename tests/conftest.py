@@ -8,9 +8,14 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import contextlib
+
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+with contextlib.suppress(ImportError):  # before kdiff_jax, where JAX 0.6 has what it needs
+    import jax.export
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
