@@ -33,6 +33,7 @@ class Loop:
     done: jax.Array | None
     state: State
     saved: Any
+    mark: jax.Array | None = None
 
 
 Body = Callable[[Loop, Row], Loop]
@@ -75,7 +76,8 @@ def run(
         saved = loop.saved
         if save_fn is not None:
             saved = _save(save_fn, saved, row.step - rows.step[0], after, prediction, row)
-        return Loop(None if loop.done is None else loop.done + 1, after, saved)
+        done = None if loop.done is None else loop.done + 1
+        return Loop(done, after, saved, None if loop.mark is None else progress.marked(loop.mark))
 
     def report(loop: Loop) -> None:
         if bar is not None:
@@ -86,13 +88,14 @@ def run(
         jnp.int32(0) if counted else None,
         state,
         None if save_fn is None else _buffers(save_fn, state, rows, schedule.sigmas.shape[-1] - 1),
+        None if bar is None else jnp.int32(0),
     )
     if length is None:
         loop = _scan(body, report, loop, rows, unroll, remat)
     else:
         loop = _while(body, report, loop, rows, end)
     if bar is not None:
-        progress.report_end(bar, loop.state.sample)
+        progress.report_end(bar, loop.mark)
     # The sample alone: a history would be one more array to write down.
     return loop.state.sample, loop.saved
 

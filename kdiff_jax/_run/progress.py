@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Callable
+from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,28 +46,75 @@ def begin(progress: bool | str) -> np.ndarray | None:
     return np.asarray(number, np.int32)
 
 
-def watch(number: np.ndarray, run: Callable[[], Any]) -> Any:
-    """Runs it to its end and closes its bar, also when it fails.
+def watch(number: np.ndarray, run: Any, *arguments: Any, **options: Any) -> Any:
+    """Runs the program to its end and closes its bar, also when it fails or is interrupted.
 
     Inside a caller's transformation there is nothing to wait for: the program closes the bar.
     """
     try:
-        out = run()
-        if is_traced(*jax.tree.leaves(out)):
-            return out
-        jax.block_until_ready(out)
-        jax.effects_barrier()
+        program = _compiled(run, arguments, options)
+        if program is None:
+            return run(*arguments, **options)
+        worker = _Worker(program, arguments)
+        try:
+            return worker.wait()
+        except BaseException:
+            worker.stopped = True
+            raise
+        finally:
+            _close(number)
     except BaseException:
         _close(number)
         raise
-    _close(number)
-    return out
+
+
+def _compiled(run: Any, arguments: Any, options: Any) -> Any:
+    """The program of a jitted function; None inside a transformation, traced values or not.
+
+    It is compiled here and not in the thread that calls it: meshes and the like are of a thread.
+    """
+    leaves = jax.tree.leaves(arguments)
+    if is_traced(*leaves, jax.lax.add(0, 0)):
+        return None
+    traced = run.trace(*arguments, **options)
+    # A traced value that the network closes over is one more input.
+    return None if len(traced.jaxpr.in_avals) > len(leaves) else traced.lower().compile()
+
+
+class _Worker(threading.Thread):
+    """A program in a thread of its own, so that the thread that waits for it hears Ctrl-C.
+
+    On one CPU device the call of a program with callbacks returns at its end, and a signal would
+    wait for the next callback.
+    """
+
+    def __init__(self, program: Any, arguments: Any) -> None:
+        super().__init__()
+        self.program, self.arguments = program, arguments
+        self.future: futures.Future[Any] = futures.Future()
+        self.stopped = False
+
+    def run(self) -> None:
+        try:
+            out = jax.block_until_ready(self.program(*self.arguments))
+            jax.effects_barrier()
+            self.future.set_result(out)
+        except BaseException as error:
+            self.future.set_exception(error)
+
+    def wait(self) -> Any:
+        self.start()
+        # Not `join`, which takes an interrupted thread for one that has ended (Python 3.11); and
+        # without a timeout Windows hears no signal.
+        while not self.future.done():
+            futures.wait([self.future], timeout=0.1)
+        return self.future.result()
 
 
 def _close(number: np.ndarray) -> None:
     with _lock:
-        run = _runs.pop(int(number))
-        if run.bar is not None:
+        run = _runs.pop(int(number), None)
+        if run is not None and run.bar is not None:
             run.bar.close()
 
 
@@ -87,15 +134,23 @@ def report(number: Any, done: Any, total: Any, unroll: int) -> None:
     jax.lax.cond(in_loop & (done % every == 0), tell, lambda: None)
 
 
-def report_end(number: Any, x: jax.Array) -> None:
-    """Inside the program, after its loop, whose result is x."""
-    # One number of x, so that this cannot run before x is there: the compiler knows the last value
-    # of a counter, and would report it at once.
-    one = jax.lax.slice(x, (0,) * x.ndim, [min(1, size) for size in x.shape])
-    jax.debug.callback(_finish, number, one)
+def marked(mark: jax.Array) -> jax.Array:
+    """What the loop carries from row to row for `report_end`: a number no compiler foretells."""
+    # The compiler knows the last value of a counter, and would report it before the loop.
+    return 5 * mark + 1
+
+
+def report_end(number: Any, mark: Any) -> None:
+    """Inside the program, after its loop, which has marked every row."""
+    # A number of the sample in place of the mark costs TPUs a copy of all of it, is an all-reduce
+    # where it is sharded, and hangs processes of which only some show a bar.
+    jax.debug.callback(_finish, jnp.stack([jnp.asarray(number), mark]))
 
 
 def _show(report: Any) -> None:
+    # The program is called in this thread, so that it ends here; elsewhere it goes on to its end.
+    if getattr(threading.current_thread(), "stopped", False):
+        raise InterruptedError("the run was interrupted")
     number, done, total = np.asarray(report).tolist()
     with _lock:
         run = _runs.get(number)
@@ -114,10 +169,9 @@ def _show(report: Any) -> None:
         run.bar.update(max(done - run.bar.n, 0))
 
 
-def _finish(number: Any, one: Any) -> None:
-    del one
+def _finish(report: Any) -> None:
     with _lock:
-        run = _runs.get(int(number))
+        run = _runs.get(int(np.asarray(report)[0]))
         if run is not None and run.bar is not None:
             run.bar.update(run.bar.total - run.bar.n)
             run.bar.close()

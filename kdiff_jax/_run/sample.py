@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar, get_args, overload
@@ -94,7 +95,10 @@ def sample(
         function, as for model_fn.
       progress: True, or a description, shows a tqdm bar of the evaluations (`pip install tqdm`).
         The call then returns when the run is over, except inside jit, vmap or grad of the caller
-        (whose gradients show none in JAX 0.6).
+        (whose gradients show none in JAX 0.6). Ctrl-C ends the wait at once: on one CPU device the
+        program then ends at its next report, elsewhere the device computes it to its end, and a
+        script does not exit before that. Of several processes each chooses for itself; a bar
+        appears in the one with the first device of the batch.
       unroll: rows in one iteration of the scan; each is one more copy of the network to compile,
         not to trace.
       remat: what reverse-mode gradients remember, for R rows. "none": all that the network
@@ -153,11 +157,9 @@ def sample(
     if schedule.flow or schedule.zero_terminal_snr or schedule.continues:
         table = replace(schedule, flow=False, zero_terminal_snr=False, continues=False)
 
-    def whole_run() -> tuple[jax.Array, Saved]:
-        arguments = params, table, start, keys, cond, noise_fn, save_fn, bar
-        return run(as_pytree(denoise), *arguments, unroll=unroll, remat=remat)
-
-    end, saved = whole_run() if bar is None else bars.watch(bar, whole_run)
+    arguments = as_pytree(denoise), params, table, start, keys, cond, noise_fn, save_fn, bar
+    whole_run = run if bar is None else functools.partial(bars.watch, bar, run)
+    end, saved = whole_run(*arguments, unroll=unroll, remat=remat)
     return end if save_fn is None else (end, saved)
 
 

@@ -1,7 +1,10 @@
 """The bar: its total, its end, how often it is updated, and that it is nowhere when it is off."""
 
 import functools
+import os
+import subprocess
 import sys
+import time
 from typing import Any
 
 import jax
@@ -9,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import samplers as sp
-from programs import compilations
+from programs import compilations, hlo_of
 from samplers import ELEMENTWISE, NOISE, SAMPLERS
 
 import kdiff_jax as kd
@@ -159,6 +162,19 @@ def test_under_jit_vmap_and_grad_of_the_caller(bars):
     assert_complete(bars[-1], 7)
 
 
+def test_where_the_network_closes_over_a_traced_value(bars):
+    def run(gain):
+        denoise = kd.denoiser(lambda params, x, timestep: gain * x)
+        return jnp.sum(
+            kd.sample(denoise, None, SAMPLERS["euler"](3), jnp.ones(SHAPE), progress=True)
+        )
+
+    jax.block_until_ready(jax.vmap(run)(jnp.ones(2)))
+    jax.effects_barrier()
+    (bar,) = bars
+    assert_complete(bar, 3)
+
+
 @pytest.mark.parametrize("remat", ["none", "rows", "segments"])
 def test_the_backward_pass_reports_nothing(remat, bars):
     def run(x):
@@ -183,6 +199,59 @@ def test_a_batch_over_several_devices_shows_one_bar(pad, bars):
     sample(schedule.pad(9) if pad else schedule, x, KEY, progress=True)
     (bar,) = bars
     assert_complete(bar, 5)
+
+
+@pytest.mark.parametrize("name", ["dpm2", "lcm"])
+def test_a_bar_makes_no_device_wait_for_another(name):
+    pytest.importorskip("tqdm", reason="the bar is tqdm's, which the core does not need")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+    x = jax.device_put(
+        jnp.ones((8, 4)), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    )
+    program = hlo_of(functools.partial(sample, progress=True), SAMPLERS[name](3), x, KEY)
+    assert "callback" in program
+    for collective in ("all-reduce", "all-gather", "all-to-all", "collective", "reduce-scatter"):
+        assert collective not in program
+
+
+_INTERRUPTED = """
+import os, signal, time
+import jax, jax.numpy as jnp
+import kdiff_jax as kd
+
+schedule = kd.euler(kd.levels(kd.noise_schedule(), 60))
+pause, began = [2.0], []
+
+def model_fn(params, x, timestep):
+    def slow(x):
+        if pause and not began:
+            began.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(sum(pause))
+        return x
+    return jax.pure_callback(slow, jax.ShapeDtypeStruct(x.shape, x.dtype), 0.1 * x)
+
+def run(**options):
+    return kd.sample(kd.denoiser(model_fn), None, schedule, jnp.ones((2, 8)), **options)
+
+try:
+    run(progress=True)
+except KeyboardInterrupt:
+    print("interrupted after", time.monotonic() - began[0])
+pause.clear()
+print("the same", bool(jnp.all(run(progress=True) == run())))
+"""
+
+
+def test_ctrl_c_returns_at_once_and_the_next_run_is_whole():
+    pytest.importorskip("tqdm", reason="the bar is tqdm's, which the core does not need")
+    began = time.monotonic()
+    command, env = [sys.executable, "-c", _INTERRUPTED], {**os.environ, "XLA_FLAGS": ""}
+    child = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert "the same True" in child.stdout, child.stderr
+    assert float(child.stdout.split("interrupted after ")[1].split()[0]) < 1
+    # 60 rows of 2 s: what goes on after an interrupt on one CPU device ends at its next report.
+    assert time.monotonic() - began < 60
 
 
 def test_a_run_that_fails_closes_its_bar_and_the_next_begins_anew(bars):
