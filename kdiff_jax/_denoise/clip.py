@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdiff_jax._arrays import is_traced, per_sample
+from kdiff_jax._arrays import is_traced, per_sample, state_dtype
 from kdiff_jax._checks import check_number
 from kdiff_jax._denoise.prediction import (
     Denoise,
@@ -19,6 +19,7 @@ from kdiff_jax._denoise.prediction import (
     brief,
     epsilon_of,
 )
+from kdiff_jax._denoise.quantile import quantile
 from kdiff_jax._table.row import Row
 
 
@@ -76,9 +77,9 @@ class Thresholded:
 
     def __call__(self, params: Any, x: jax.Array, row: Row, cond: Any = None) -> Prediction:
         denoised = self.denoise(params, x, row, cond).denoised
-        flat = jnp.abs(denoised).reshape(denoised.shape[0], -1)
-        limit = jnp.quantile(flat, self.ratio.astype(flat.dtype), axis=1)
-        limit = per_sample(jnp.clip(limit, 1, self.sample_max_value.astype(flat.dtype)), denoised)
+        sizes = jnp.abs(denoised).astype(state_dtype(denoised))
+        limit = quantile(sizes, self.ratio.astype(sizes.dtype))
+        limit = per_sample(jnp.clip(limit, 1, self.sample_max_value.astype(sizes.dtype)), denoised)
         denoised = jnp.clip(denoised, -limit, limit) / limit
         return Prediction(denoised, epsilon_of(denoised, x.astype(denoised.dtype), row))
 
