@@ -44,6 +44,22 @@ def test_histories_are_float32_whatever_dtype_a_denoiser_returns(name):
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize("name", ["ancestral", "three_estimates"])
+def test_matmul_precision_is_about_the_network_alone(name):
+    schedule, x = start(name)
+
+    def products(denoise, params):
+        run = jax.jit(kd.sample).lower(denoise, params, schedule, x, KEY)
+        return [line for line in run.as_text().splitlines() if "stablehlo.dot" in line]
+
+    with jax.default_matmul_precision("highest"):
+        assert products(elementwise, ELEMENTWISE) == []
+        ours = products(mixing, MIXING)
+    assert ours
+    assert all("HIGHEST" in line for line in ours)
+    assert not any("HIGHEST" in line for line in products(mixing, MIXING))
+
+
 def test_the_network_sees_its_dtype_and_a_float32_timestep():
     seen = []
 
