@@ -58,6 +58,15 @@ def per_sample(value: ArrayLike, x: jax.Array) -> jax.Array:
     return along(leaf, x)
 
 
+def divided(x: jax.Array, number: jax.Array) -> jax.Array:
+    """`x / number` for a number a row, rounded alike in every program.
+
+    XLA divides, or multiplies with the reciprocal, as it finds other uses of the number: in the
+    program of one device otherwise than in that of several, which then differ in the last bit.
+    """
+    return x * (1 / number)
+
+
 def as_float(value: ArrayLike) -> jax.Array:
     """A number as a leaf of one dtype, so that another value is never another program."""
     return jnp.asarray(value, jax.dtypes.canonicalize_dtype(np.float64))

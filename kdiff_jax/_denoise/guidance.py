@@ -59,7 +59,11 @@ class Guided:
 
             if inside is None:
                 return guide(with_cond)
-            guided = jax.lax.cond(jnp.any(inside), guide, lambda same: same, with_cond)
+            if inside.ndim:
+                # Whether any sample is inside, each device would have to ask the others.
+                guided = guide(with_cond)
+            else:
+                guided = jax.lax.cond(inside, guide, lambda same: same, with_cond)
         if inside is None:
             return guided
         return jax.tree.map(functools.partial(jnp.where, inside), guided, with_cond)
@@ -117,16 +121,21 @@ def _call(denoise: Denoise, params: Any, x: jax.Array, row: Row, cond: Any) -> P
 def _in_one_batch(
     denoise: Denoise, params: Any, x: jax.Array, row: Row, cond: Any, uncond: Any
 ) -> tuple[Prediction, Prediction]:
-    def twice(leaf: jax.Array) -> jax.Array:
-        return jnp.concatenate([leaf, leaf])
+    # Each sample beside its twin, [B, 2] as [2B]: so both stay on the sample's device. One half
+    # after the other would send samples between the devices of a sharded batch, twice a row.
+    def beside(one: jax.Array, other: jax.Array) -> jax.Array:
+        both = jnp.stack([one, other], axis=1)
+        return both.reshape(2 * one.shape[0], *one.shape[1:])
 
-    rows = jax.tree.map(lambda leaf: twice(leaf) if jnp.ndim(leaf) else leaf, row)
-    both = jax.tree.map(lambda c, u: jnp.concatenate([c, u]), cond, uncond)
-    prediction = denoise(params, twice(x), rows, both)
-    (d_cond, d_uncond), (e_cond, e_uncond) = (
-        jnp.split(half, 2) for half in (prediction.denoised, prediction.epsilon)
+    def half(both: jax.Array, which: int) -> jax.Array:
+        return both.reshape(x.shape[0], 2, *both.shape[1:])[:, which]
+
+    rows = jax.tree.map(lambda leaf: beside(leaf, leaf) if jnp.ndim(leaf) else leaf, row)
+    prediction = denoise(params, beside(x, x), rows, jax.tree.map(beside, cond, uncond))
+    with_cond, without = (
+        jax.tree.map(functools.partial(half, which=which), prediction) for which in (0, 1)
     )
-    return Prediction(d_cond, e_cond), Prediction(d_uncond, e_uncond)
+    return with_cond, without
 
 
 def _at_step(scale: jax.Array, step: ArrayLike) -> jax.Array:
@@ -214,9 +223,11 @@ def guided(
         paper.
       rescale_of: the q: "epsilon", "v_prediction", "sample" (D) or "flow_prediction"; None takes
         what the network predicts, as the paper does.
-      batched: True makes one call with a batch of twice the size, first the conditional half.
-        False makes two calls, in half the memory, of which the second is left out where no sample
-        is inside the interval; values one a sample may then be inside the guidance too.
+      batched: True makes one call with a batch of twice the size, each sample followed by its
+        unconditional twin, so that both are on one device of a sharded batch.
+        False makes two calls, in half the memory, of which the second is left out in rows outside
+        the interval, if all samples have one row and one interval; values one a sample may then be
+        inside the guidance too.
 
     Returns:
       A denoiser, which must be called with cond.

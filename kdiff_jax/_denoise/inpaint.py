@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdiff_jax._arrays import as_float, is_traced, state_dtype
+from kdiff_jax._arrays import as_float, divided, is_traced, state_dtype
 from kdiff_jax._denoise.prediction import Denoise, Prediction, as_pytree, brief, units
 from kdiff_jax._table.row import Row
 
@@ -39,7 +39,7 @@ class Inpainted:
         # epsilon belongs to the x of the caller. As a change of the inner epsilon it stays the
         # network's own to the bit where nothing is known, and leads straight to `known` elsewhere.
         change = (x - seen) - alpha * (denoised - inner.denoised)
-        return Prediction(denoised, inner.epsilon + change / sigma)
+        return Prediction(denoised, inner.epsilon + divided(change, sigma))
 
     def __repr__(self) -> str:
         noise = "" if self.noise is None else f", noise {brief(self.noise)}"

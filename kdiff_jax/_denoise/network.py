@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from kdiff_jax._arrays import state_dtype
+from kdiff_jax._arrays import divided, state_dtype
 from kdiff_jax._checks import check_choice
 from kdiff_jax._denoise.prediction import Prediction, brief, epsilon_of, units
 from kdiff_jax._table.row import Row
@@ -41,7 +41,7 @@ class Denoiser:
         if self.prediction_type == "flow_prediction":
             return Prediction(x - sigma * out, x + alpha * out)
         if self.prediction_type == "epsilon":
-            return Prediction((x - sigma * out) / alpha, out)
+            return Prediction(divided(x - sigma * out, alpha), out)
         if self.prediction_type == "v_prediction":
             a, s = scale * alpha, scale * sigma
             return Prediction(a * xs - s * out, s * xs + a * out)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdiff_jax._arrays import as_float, is_traced, per_sample
+from kdiff_jax._arrays import as_float, divided, is_traced, per_sample
 from kdiff_jax._checks import check_number
 from kdiff_jax._table.row import Row
 
@@ -55,7 +55,7 @@ def units(row: Row, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 def epsilon_of(denoised: jax.Array, x: jax.Array, row: Row) -> jax.Array:
     """The epsilon that belongs to an estimate of x0: `(x - alpha * D) / sigma`."""
     alpha, sigma, _ = units(row, x)
-    return (x - alpha * denoised) / sigma
+    return divided(x - alpha * denoised, sigma)
 
 
 def prediction_type_of(denoise: object) -> str | None:

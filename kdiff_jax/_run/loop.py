@@ -51,6 +51,7 @@ def run(
     noise_fn: NoiseFn | None,
     save_fn: SaveFn | None,
     bar: jax.Array | None,
+    end: jax.Array | None,
     *,
     unroll: int,
     remat: Remat,
@@ -61,7 +62,8 @@ def run(
     rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), replace(schedule.rows, idle=None))
     length = schedule.length
     stacked = rows.index.ndim > 1
-    end = jnp.int32(rows.index.shape[0]) if length is None else jnp.max(length)
+    if end is None:
+        end = jnp.int32(rows.index.shape[0]) if length is None else jnp.max(length)
 
     def body(loop: Loop, row: Row) -> Loop:
         if stacked and length is not None and loop.done is not None:

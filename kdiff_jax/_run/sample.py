@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any, TypeVar, get_args, overload
 
 import jax
+import numpy as np
 
+from kdiff_jax._arrays import is_traced
 from kdiff_jax._checks import check_choice, check_int
 from kdiff_jax._denoise.prediction import Denoise, Prediction, as_pytree, prediction_type_of
 from kdiff_jax._noise.given import NoiseFn
@@ -157,10 +159,20 @@ def sample(
     if schedule.flow or schedule.zero_terminal_snr or schedule.continues:
         table = replace(schedule, flow=False, zero_terminal_snr=False, continues=False)
 
-    arguments = as_pytree(denoise), params, table, start, keys, cond, noise_fn, save_fn, bar
+    end = _end_of_sharded(table.length)
+    arguments = as_pytree(denoise), params, table, start, keys, cond, noise_fn, save_fn, bar, end
     whole_run = run if bar is None else functools.partial(bars.watch, bar, run)
-    end, saved = whole_run(*arguments, unroll=unroll, remat=remat)
-    return end if save_fn is None else (end, saved)
+    sampled, saved = whole_run(*arguments, unroll=unroll, remat=remat)
+    return sampled if save_fn is None else (sampled, saved)
+
+
+def _end_of_sharded(length: jax.Array | None) -> np.ndarray | None:
+    """The rows of the longest table, found here where devices would have to ask each other."""
+    if length is None or is_traced(length) or not isinstance(length, jax.Array):
+        return None
+    if length.is_fully_replicated or not length.is_fully_addressable:
+        return None
+    return np.max(np.asarray(length))
 
 
 def _check_noise(draws: bool, key: jax.Array | None, noise_fn: NoiseFn | None) -> None:
