@@ -57,7 +57,7 @@ def run(
     remat: Remat,
 ) -> tuple[jax.Array, Any]:
     """The sample after the last row, and what save_fn returned."""
-    state = begun(schedule.rows, x)
+    state = begun(schedule.rows, _shared_as(x, keys, schedule.rows.index))
     # Tables of a stack have their rows on the last axis, a loop wants them on the first.
     rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), replace(schedule.rows, idle=None))
     length = schedule.length
@@ -100,6 +100,24 @@ def run(
         progress.report_end(bar, loop.mark)
     # The sample alone: a history would be one more array to write down.
     return loop.state.sample, loop.saved
+
+
+def _shared_as(x: jax.Array | State, *others: jax.Array | None) -> jax.Array | State:
+    """Under a mesh of explicit axes, copies of x on every device become each device's share.
+
+    The loop must carry x as it is after the first row: where the keys or the tables of its samples
+    are.
+    """
+
+    def sharding(leaf: Any) -> Any:
+        found = jax.typeof(leaf).sharding if hasattr(jax, "typeof") else None
+        return found if found is not None and any(found.spec) else None
+
+    known = [sharding(other) for other in others if other is not None and other.ndim]
+    own = next((s for s in known if s is not None and s.spec[0] is not None), None)
+    if own is None or any(sharding(leaf) is not None for leaf in jax.tree.leaves(x)):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(own.mesh, PartitionSpec(own.spec[0])))
 
 
 def _while(body: Body, report: Report, loop: Loop, rows: Row, end: jax.Array) -> Loop:
