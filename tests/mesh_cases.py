@@ -4,7 +4,7 @@ A default run of the tests takes a part of it, `benchmarks/meshes.py` all of it.
 """
 
 import dataclasses
-import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -131,6 +131,8 @@ def missing(mesh: str, case: Case) -> str | None:
     """Why this JAX cannot run a case on a mesh; None where it can."""
     if mesh in ("explicit", "set_mesh") and jax.__version_info__ < (0, 9):
         return "axes of the explicit type are for JAX 0.9 and later; 0.6 crashes compiling a run"
+    if "progress" in dict(case.options) and importlib.util.find_spec("tqdm") is None:
+        return "tqdm is not installed"
     draws = case.schedule().rows.noise_weight is not None
     if mesh == "shard_map" and draws and not hasattr(jax, "shard_map"):
         return (
