@@ -39,6 +39,7 @@ import jax
 import numpy as np
 
 FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER / "results" / "tpu_compile.json"
 sys.path.insert(0, str(FOLDER.parent / "examples"))
 
 import tpu_cases
@@ -92,7 +93,8 @@ def examine(case: tpu_cases.Case) -> Result:
         executable = compiled(case)
     except Exception as error:  # the compiler's own errors have no common type
         # The first sentence names what did not fit; what follows is for who can change the program.
-        return {"faults": [f"does not compile: {str(error).splitlines()[0][:160]}"]}
+        fault = f"does not compile: {str(error).splitlines()[0][:160]}"
+        return {"bound": case.scratch, "faults": [fault]}
     size = int(np.prod(case.sample))
     program = Program(executable.as_text())
     found: Result = {
@@ -207,6 +209,9 @@ def write(found: Result, out: Path) -> None:
             found[part] = old[part] | found[part]
         found = old | found
     out.write_text(json.dumps(found, indent=1) + "\n")
+    if out == RESULTS and found["cycles"]:
+        page = FOLDER.parent / "docs" / "tpu.md"
+        page.write_text(tpu_report.with_tables(page.read_text(), found))
 
 
 def main() -> None:
@@ -218,7 +223,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="these alone")
     parser.add_argument("--what", choices=("programs", "cycles"), help="default: both")
     parser.add_argument("--planted", choices=PLANTS, help="a fault to be found: exits with 1")
-    parser.add_argument("--out", type=Path, default=FOLDER / "results" / "tpu_compile.json")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--no-write", action="store_true")
     args = parser.parse_args()
     found = run(args)
