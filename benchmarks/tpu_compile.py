@@ -158,7 +158,7 @@ def compile_for(generation: str, only: list[str] | None) -> dict[str, Result]:
     for name, case in cases.items():
         if not only or name in only:
             found[name] = examine(case)
-            print(tpu_report.line(name, found[name]), flush=True)
+            print(tpu_report.line(generation, name, found[name]), flush=True)
     return found
 
 

@@ -11,6 +11,7 @@ KNOWN = {
     "guided, one call": "the halves of the batch are concatenated across chips",
     "guided, interval, stack": "whether any sample is inside is asked of all chips, in every row",
     "thresholded": "it sorts whole samples",
+    "remat segments on v4:2x2x1": "one sample more than on the others",
 }
 
 # Cycles in those of the best scan by hand. A row costs a fixed number of small kernels, which show
@@ -22,9 +23,15 @@ MOST_CYCLES = {
 }
 
 
-def line(name: str, result: Result) -> str:
+def known_miss(generation: str, name: str) -> str | None:
+    """Why a case is known to miss its bounds, everywhere or for one kind of chip."""
+    return KNOWN.get(name) or KNOWN.get(f"{name} on {generation}")
+
+
+def line(generation: str, name: str, result: Result) -> str:
     """A case as a line of the run."""
-    known = f" (known: {KNOWN[name]})" if name in KNOWN else ""
+    why = known_miss(generation, name)
+    known = f" (known: {why})" if why else ""
     faults = "; ".join(result["faults"])
     figures = "scratch {scratch:6.2f}  collectives {collectives:2d} {seconds:6.1f} s"
     shown = figures.format(**result) if "scratch" in result else ""
@@ -34,8 +41,11 @@ def line(name: str, result: Result) -> str:
 
 def failed(found: Result) -> bool:
     """Whether something is not as it has to be."""
-    results = [item for cases in found["generations"].values() for item in cases.items()]
-    wrong = any(result["faults"] and name not in KNOWN for name, result in results)
+    wrong = any(
+        result["faults"] and not known_miss(generation, name)
+        for generation, cases in found["generations"].items()
+        for name, result in cases.items()
+    )
     ratios = [item for cases in found["cycles"].values() for item in cases.items()]
     slow = any(result["ratio"] > MOST_CYCLES[name.split(", ", 1)[1]] for name, result in ratios)
     return wrong or slow or not all(found.get("planted", {}).values())
