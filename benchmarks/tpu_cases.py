@@ -172,7 +172,8 @@ def modes(place: Place) -> dict[str, Case]:
             "stack", schedule=stack, denoise=guided(batched=False, interval=(0.5, 5.0)), cond=True,
             scratch=8.1,
         ),
-        "thresholded": case("dpm2", denoise=kd.thresholded(plain)),
+        # The anchor, and the magnitudes that are counted.
+        "thresholded": case("dpm2", denoise=kd.thresholded(plain), scratch=2.05),
         "consistency": case("lcm", denoise=kd.consistency(kd.clipped(plain))),
         "inversion": case("dpm2", schedule=kd.dpm2(levels.reversed())),
         "flow": case("dpm2", schedule=kd.dpm2(kd.levels(flow, STEPS)),
