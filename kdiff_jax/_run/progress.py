@@ -55,17 +55,17 @@ def watch(number: np.ndarray, run: Any, *arguments: Any, **options: Any) -> Any:
         program = _compiled(run, arguments, options)
         if program is None:
             return run(*arguments, **options)
-        worker = _Worker(program, arguments)
-        try:
-            return worker.wait()
-        except BaseException:
-            worker.stopped = True
-            raise
-        finally:
-            _close(number)
     except BaseException:
         _close(number)
         raise
+    worker = _Worker(program, arguments)
+    try:
+        return worker.wait()
+    except BaseException:
+        worker.stopped = True
+        raise
+    finally:
+        _close(number)
 
 
 def _compiled(run: Any, arguments: Any, options: Any) -> Any:
