@@ -9,19 +9,52 @@ import numpy as np
 
 from kdiff_jax._arrays import Array, is_traced
 
+# The largest count of steps, training timesteps and so on: far above use, far below the memory.
+LARGEST_COUNT = 1_000_000
+# What float() or NumPy would take for a number, and nobody means as one.
+_NO_NUMBERS: tuple[type, ...] = (bool, np.bool_, str, bytes, complex, np.complexfloating)
+_NO_NUMBERS += (np.datetime64, np.timedelta64, np.character, np.void)
 
-def check_int(name: str, value: Any, minimum: int) -> int:
-    """An integer of at least `minimum`; a bool or a float is a mistake and not rounded."""
+
+def shown(value: Any) -> str:
+    """A value in a message: its repr, cut, since a list or an integer may be of any length."""
+    try:
+        text = repr(value)
+    except Exception as error:
+        return f"a {type(value).__name__} (its repr raises {type(error).__name__})"
+    return text if len(text) <= 120 else f"{text[:100]}... ({type(value).__name__})"
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False: "no" and "false" are strings, and true to Python."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} = {shown(value)} is neither True nor False; pass one of them.")
+    return bool(value)
+
+
+def check_int(name: str, value: Any, minimum: int, maximum: int = LARGEST_COUNT) -> int:
+    """An integer within its bounds; a bool or a float is a mistake and not rounded."""
+    if is_traced(value):
+        raise ValueError(
+            f"{name} is traced, and its value must be known when the table is built; pass an "
+            "integer, or make it a static argument."
+        )
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
         number = operator.index(value)
     except TypeError:
         raise ValueError(
-            f"{name} = {value!r} is not an integer; pass an integer of at least {minimum}."
+            f"{name} = {shown(value)} is not an integer; pass an integer of at least {minimum}."
         ) from None
     if number < minimum:
-        raise ValueError(f"{name} = {number} is too small; pass an integer of at least {minimum}.")
+        raise ValueError(
+            f"{name} = {shown(number)} is too small; pass an integer of at least {minimum}."
+        )
+    if number > maximum:
+        raise ValueError(
+            f"{name} = {shown(number)} is too large; pass an integer of at most {maximum}."
+        )
     return number
 
 
@@ -30,17 +63,32 @@ def check_number(
 ) -> Any:
     """A finite real number within its bounds; a traced value passes, it cannot be inspected."""
     if is_traced(value):
+        if np.shape(value) != ():
+            raise ValueError(f"{name} has shape {np.shape(value)}; pass one number.")
         return value
     bound = f"above {above}" if above > at_least else f"of at least {at_least}"
+    bound = "" if bound.endswith("-inf") else f" {bound}"
     try:
-        if isinstance(value, (bool, np.bool_, str)):
+        if isinstance(value, _NO_NUMBERS) or _dtype_kind(value) not in "iufV":
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} = {value!r} is not a number; pass one {bound}.") from None
+        raise ValueError(
+            f"{name} = {shown(value)} is not a number; pass a finite one{bound}."
+        ) from None
+    except OverflowError:
+        raise ValueError(
+            f"{name} = {shown(value)} is out of range; pass a finite number{bound}."
+        ) from None
     if not math.isfinite(number) or number <= above or number < at_least:
-        raise ValueError(f"{name} = {number} is out of range; pass a finite number {bound}.")
+        raise ValueError(f"{name} = {number} is out of range; pass a finite number{bound}.")
     return number
+
+
+def _dtype_kind(value: Any) -> str:
+    """The kind of an array's dtype; "V" for what is no array, and for ml_dtypes' floats."""
+    dtype = getattr(value, "dtype", None)
+    return dtype.kind if isinstance(dtype, np.dtype) else "V"
 
 
 def check_strength(strength: Any) -> float:
@@ -66,25 +114,51 @@ def check_choice(name: str, value: Any, choices: Iterable[str | None]) -> Any:
     options = list(choices)
     if not (value is None or isinstance(value, str)) or value not in options:
         expected = ", ".join(repr(option) for option in options)
-        raise ValueError(f"{name} = {value!r} is not known; choose one of {expected}.")
+        raise ValueError(f"{name} = {shown(value)} is not known; choose one of {expected}.")
     return value
 
 
 def check_vector(name: str, value: Any) -> np.ndarray:
     """A non-empty one-dimensional list of finite numbers, in float64."""
-    try:
-        vector = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} = {value!r} is not a list of numbers; pass one.") from None
+    vector = as_numbers(name, value)
     if vector.ndim != 1 or vector.size == 0:
         raise ValueError(
             f"{name} has shape {vector.shape}; pass a one-dimensional list of at least one number."
         )
     if not np.all(np.isfinite(vector)):
         raise ValueError(
-            f"{name} holds a NaN or an infinity: {value!r}; every entry must be finite."
+            f"{name} holds a NaN or an infinity: {shown(value)}; every entry must be finite."
         )
     return vector
+
+
+def as_numbers(name: str, value: Any) -> np.ndarray:
+    """A number or an array of real numbers, in float64; strings, bools and dates are none."""
+    entries = value if isinstance(value, (list, tuple)) else ()
+    if is_traced(*entries):
+        raise ValueError(
+            f"{name} is a list that holds traced values; pass one traced array: jnp.stack(...)."
+        )
+    wrong = any(isinstance(entry, _NO_NUMBERS) for entry in (value, *entries))
+    try:
+        array = np.asarray(value)
+        if wrong or (array.dtype.kind not in "iufV" and not _is_integers(array)):
+            raise TypeError
+        return array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} = {shown(value)} is not a list of numbers; pass one.") from None
+    except OverflowError:
+        raise ValueError(
+            f"{name} = {shown(value)} holds a number that no float can; pass finite numbers."
+        ) from None
+
+
+def _is_integers(array: np.ndarray) -> bool:
+    """Whether an array of objects is one of Python's integers beyond 64 bits."""
+    numbers = (int, float, np.integer, np.floating)
+    return array.dtype.kind == "O" and all(
+        isinstance(entry, numbers) and not isinstance(entry, bool) for entry in array.flat
+    )
 
 
 def check_sigmas(name: str, sigmas: Any) -> Array:
@@ -99,8 +173,8 @@ def check_sigmas(name: str, sigmas: Any) -> Array:
     levels = levels[:-1] if levels[-1] == 0 else levels
     if levels.size == 0 or levels.min() <= 0 or np.any(np.diff(levels) >= 0):
         raise ValueError(
-            f"{name} = {np.asarray(sigmas).tolist()} is no grid; expected strictly descending "
-            "positive noise levels (a closing 0 may end them)."
+            f"{name} = {shown(np.asarray(sigmas).tolist())} is no grid; expected strictly "
+            "descending positive noise levels (a closing 0 may end them)."
         )
     return levels
 
@@ -109,11 +183,13 @@ def one_per_step(name: str, value: Any, num_steps: int) -> Array:
     """A number that is not negative, or one a step, [N]; a traced value passes."""
     if is_traced(value):
         return value
-    values = np.asarray(value, np.float64)
+    values = as_numbers(name, value)
     if values.shape not in ((), (num_steps,)):
         raise ValueError(
             f"{name} has shape {values.shape}; expected a number or one a step, [{num_steps}]."
         )
     if not np.all(np.isfinite(values)) or np.any(values < 0):
-        raise ValueError(f"{name} = {value} must be finite and not negative; pass 0 for none.")
+        raise ValueError(
+            f"{name} = {shown(value)} must be finite and not negative; pass 0 for none."
+        )
     return values
