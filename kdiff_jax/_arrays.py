@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ from jax.typing import ArrayLike
 
 # Float64 NumPy on the host, JAX where an input is traced: the same formulas fill both.
 Array = np.ndarray | jax.Array
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def is_traced(*values: Any) -> bool:
@@ -65,6 +69,26 @@ def divided(x: jax.Array, number: jax.Array) -> jax.Array:
     program of one device otherwise than in that of several, which then differ in the last bit.
     """
     return x * (1 / number)
+
+
+def on_own_mesh(function: Function) -> Function:
+    """The function, traced under `jax.set_mesh` of the mesh of explicit axes that an array is on.
+
+    Since JAX 0.12 zeros in the shape of a sharded array are sharded as it is there only.
+    """
+
+    @functools.wraps(function)
+    def whole(*arrays: Any, **options: Any) -> Any:
+        enter = getattr(jax.sharding, "use_abstract_mesh", None)  # JAX 0.6 has no such axes
+        if enter is not None and jax.sharding.get_abstract_mesh().empty:
+            for leaf in jax.tree.leaves(arrays):
+                mesh = jax.typeof(leaf).sharding.mesh
+                if jax.sharding.AxisType.Explicit in mesh.axis_types:
+                    with enter(mesh):
+                        return function(*arrays, **options)
+        return function(*arrays, **options)
+
+    return whole  # type: ignore[return-value]
 
 
 def as_float(value: ArrayLike) -> jax.Array:

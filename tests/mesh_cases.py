@@ -131,8 +131,6 @@ def missing(mesh: str, case: Case) -> str | None:
     """Why this JAX cannot run a case on a mesh; None where it can."""
     if mesh in ("explicit", "set_mesh") and jax.__version_info__ < (0, 9):
         return "axes of the explicit type are for JAX 0.9 and later; 0.6 crashes compiling a run"
-    if mesh == "explicit" and jax.__version_info__ >= (0, 11):
-        return "in a program of the caller, JAX 0.12 wants explicit axes under jax.set_mesh"
     if "progress" in dict(case.options) and importlib.util.find_spec("tqdm") is None:
         return "tqdm is not installed"
     draws = case.schedule().rows.noise_weight is not None

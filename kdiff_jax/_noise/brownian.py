@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdiff_jax._arrays import along, as_float, is_traced
+from kdiff_jax._arrays import along, as_float, is_traced, on_own_mesh
 from kdiff_jax._checks import check_int, check_number
 from kdiff_jax._denoise.prediction import brief
 from kdiff_jax._noise.keyed import check_shape, draw, sample_keys
@@ -52,6 +52,7 @@ class BrownianNoise:
 
 # Compiled, for those who step by hand: one program for every row.
 @functools.partial(jax.jit, static_argnums=4)
+@on_own_mesh
 def _increment(
     path: BrownianNoise,
     keys: jax.Array,

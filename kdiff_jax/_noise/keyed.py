@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdiff_jax._arrays import along, per_sample, state_dtype
+from kdiff_jax._arrays import along, on_own_mesh, per_sample, state_dtype
 from kdiff_jax._checks import check_int
 from kdiff_jax._denoise.prediction import units
 from kdiff_jax._noise import threefry
@@ -144,6 +144,7 @@ def add_row_noise(x: jax.Array, row: Row, keys: jax.Array) -> jax.Array:
 
 # Compiled, for those who step by hand: one program for every row.
 @functools.partial(jax.jit, static_argnums=(1, 3))
+@on_own_mesh
 def draw(keys: jax.Array, domain: int, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """[B, ...] float32 unit Gaussian noise of [B] keys, for an index scalar, [B] or [B, F]."""
     if index.shape != shape[: index.ndim]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from kdiff_jax._arrays import on_own_mesh
 from kdiff_jax._denoise.prediction import Denoise, Prediction
 from kdiff_jax._noise.given import NoiseFn, add_noise_of
 from kdiff_jax._noise.keyed import add_row_noise
@@ -41,6 +42,7 @@ Report = Callable[[Loop], None]
 
 
 @functools.partial(jax.jit, static_argnames=("unroll", "remat"))
+@on_own_mesh
 def run(
     denoise: Denoise,
     params: Any,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdiff_jax._arrays import state_dtype
+from kdiff_jax._arrays import on_own_mesh, state_dtype
 from kdiff_jax._table.row import Row
 from kdiff_jax._table.schedule import Schedule
 
@@ -91,7 +91,7 @@ def begun(rows: Row, x: jax.Array | State) -> State:
     if isinstance(x, State):
         return x
     reads = histories_of(rows)
-    none_yet = jnp.zeros_like(x) if "denoised_1" in reads else x
+    none_yet = on_own_mesh(jnp.zeros_like)(x) if "denoised_1" in reads else x
     return State(x, **{name: x if name == "anchor" else none_yet for name in reads})
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdiff_jax._arrays import along, is_traced, per_sample
+from kdiff_jax._arrays import along, is_traced, on_own_mesh, per_sample
 from kdiff_jax._denoise.prediction import Prediction
 from kdiff_jax._noise.keyed import add_row_noise, sample_keys
 from kdiff_jax._run.state import State, check_state
@@ -81,6 +81,7 @@ def step(
 
 
 @jax.jit
+@on_own_mesh
 def _step(
     state: State,
     row: Row,

@@ -4,6 +4,7 @@ Every kind of run on one kind of mesh, and every mesh with every way of giving k
 them with each other: `python benchmarks/meshes.py` does that.
 """
 
+import dataclasses
 import sys
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import samplers as sp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from samplers import SAMPLERS
 
 import kdiff_jax as kd
 
@@ -60,6 +62,38 @@ def test_what_a_concatenated_guidance_would_communicate_is_seen():
     case = mc.Case(mc.of("euler"), concatenated, conditional=True)
     hlo, _ = mc.program(case, "automatic", "one key")
     assert mc.unexpected(case, "automatic", "one key", hlo)
+
+
+class ByHand(mc.Case):
+    """Both kinds of noise, and a history that begins as zeros and is carried by the scan."""
+
+    def run(self, schedule, x, keys, cond):
+        state = kd.init(schedule, x)
+
+        def body(state, i):
+            row = schedule.rows_at(jnp.full(mc.BATCH, i))
+            prediction = mc.plain(jnp.float32(0.3), state.sample, row)
+            state = kd.step(state, row, prediction, key=keys)
+            z = kd.brownian_noise(depth=1)(keys, row, x.shape)
+            return kd.step(state, row, prediction, noise=z), None
+
+        return (jax.lax.scan(body, state, jnp.arange(schedule.num_rows))[0].sample,)
+
+
+def with_histories():
+    rows = (schedule := SAMPLERS["ancestral"](2)).rows
+    weights = dict.fromkeys(("denoised_weight_1", "denoised_weight_2"), 0.1 * rows.sigma)
+    return dataclasses.replace(schedule, rows=dataclasses.replace(rows, **weights))
+
+
+def test_by_hand_in_a_program_of_the_caller_nothing_is_gathered():
+    case = ByHand(with_histories)
+    if reason := mc.missing("explicit", case):
+        pytest.skip(reason)
+    hlo, (got,) = mc.program(case, "explicit", "sharded keys")
+    (expected,) = mc.reference(case, "sharded keys", "explicit")
+    assert sp.relative_error(got, expected) < 1e-6
+    assert mc.unexpected(case, "explicit", "sharded keys", hlo) == set()
 
 
 # --- a stack: the longest table is found before the run --------------------------------------
