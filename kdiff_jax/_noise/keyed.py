@@ -187,18 +187,13 @@ def normal(keys: jax.Array, data: tuple[jax.Array, ...], shape: tuple[int, ...])
     Returns:
       [B, *shape] float32.
     """
-
-    def by_jax(keys: jax.Array, data: tuple[jax.Array, ...]) -> jax.Array:
-        for item in data:
-            keys = jax.vmap(jax.random.fold_in, (0, 0 if item.ndim else None))(keys, item)
-        # float32 always: jax.random.normal has 128 distinct values in bfloat16.
-        return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
-
-    data = tuple(item.astype(jnp.uint32) for item in data)
-    if not threefry.is_written_out(keys, shape):
-        return by_jax(keys, data)
-    written_out = functools.partial(threefry.normal, shape=shape)
-    return jax.lax.platform_dependent(keys, data, cpu=written_out, default=by_jax)
+    if threefry.is_written_out(keys, shape):
+        return threefry.normal(keys, data, shape)
+    for item in data:
+        item = item.astype(jnp.uint32)
+        keys = jax.vmap(jax.random.fold_in, (0, 0 if item.ndim else None))(keys, item)
+    # float32 always: jax.random.normal has 128 distinct values in bfloat16.
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 def sample_keys(key: Any, batch: int) -> jax.Array:

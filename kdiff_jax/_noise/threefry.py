@@ -1,8 +1,9 @@
-"""A faster program for the random numbers of `jax.random` on CPU, and nothing else.
+"""A faster program for the random numbers of `jax.random`, and nothing else.
 
 JAX lowers threefry on CPU to a loop of rounds, each of which reads and writes the whole array. Here
 its twenty rounds are written out, so that XLA makes one loop over the elements from the counter to
-the normal number. On other platforms JAX lowers it so already, and `jax.random` is called.
+the normal number. On other platforms JAX writes them out too, and the same program serves them all:
+what it gains there is in docs/tpu.md.
 
 Promised is: the same uint32 bits as `jax.random`, and normal numbers within 3 units in the last
 place of its own. `is_written_out` is the only switch: where it returns False, `jax.random` draws
