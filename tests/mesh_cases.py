@@ -186,25 +186,25 @@ def program(case: Case, mesh: str, keys: str) -> tuple[str, tuple[np.ndarray, ..
         devices = Mesh(np.array(jax.devices()[:BATCH]), ("batch",))
         checked = mesh == "shard_map"
         run = _shard_map(case.run, devices, specs, case.out_specs(), checked)
-        return _compiled(run, schedule, x, key, guide)
+        return compiled(run, schedule, x, key, guide)
     kind = "Auto" if mesh == "automatic" else "Explicit"
-    devices = jax.make_mesh((BATCH,), ("batch",), **_axis_types(kind))
+    devices = jax.make_mesh((BATCH,), ("batch",), **axis_types(kind))
     placed = [
         jax.device_put(value, NamedSharding(devices, spec))
         for value, spec in zip((schedule, x, key, guide), specs, strict=True)
     ]
     if mesh != "set_mesh":
-        return _compiled(case.run, *placed)
+        return compiled(case.run, *placed)
     with jax.set_mesh(devices):
-        return _compiled(case.run, *placed)
+        return compiled(case.run, *placed)
 
 
-def _compiled(run: Callable[..., Any], *arguments: Any) -> tuple[str, tuple[np.ndarray, ...]]:
-    compiled = jax.jit(run).lower(*arguments).compile()
-    return compiled.as_text() or "", tuple(map(np.asarray, compiled(*arguments)))
+def compiled(run: Callable[..., Any], *arguments: Any) -> tuple[str, tuple[np.ndarray, ...]]:
+    executable = jax.jit(run).lower(*arguments).compile()
+    return executable.as_text() or "", tuple(map(np.asarray, executable(*arguments)))
 
 
-def _axis_types(kind: str) -> dict[str, Any]:
+def axis_types(kind: str) -> dict[str, Any]:
     if "axis_types" not in inspect.signature(jax.make_mesh).parameters:
         return {}
     return {"axis_types": (getattr(jax.sharding.AxisType, kind),)}

@@ -120,6 +120,24 @@ def test_the_lengths_of_a_sharded_stack_are_compared_before_the_run(monkeypatch)
     assert mc.collectives(programs[0]) == set()
 
 
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_with_all_lengths_on_each_device_a_stack_does_not_communicate(kind):
+    case = mc.CASES["mixed stack"]
+    if kind == "Explicit" and (reason := mc.missing("explicit", case)):
+        pytest.skip(reason)
+    mesh = jax.make_mesh((8,), ("batch",), **mc.axis_types(kind))
+    batched, everywhere = (NamedSharding(mesh, spec) for spec in (mc.SHARDED, mc.COPIED))
+    schedule, (x, keys, _) = case.schedule(), mc.data()
+    assert len(set(schedule.length.tolist())) > 1
+    lengths = jax.device_put(schedule.length, everywhere)
+    placed, x, keys = jax.device_put((schedule, x, keys), batched)
+    placed = dataclasses.replace(placed, length=lengths)
+    hlo, (got,) = mc.compiled(case.run, placed, x, keys, None)
+    assert mc.collectives(hlo) == set()
+    (expected,) = mc.reference(case, "sharded keys", "automatic")
+    assert sp.relative_error(got, expected) < 1e-6
+
+
 # --- the same bits ---------------------------------------------------------------------------
 
 
