@@ -159,8 +159,8 @@ def modes(place: Place) -> dict[str, Case]:
         "progress": case("dpm2", progress=True, host=True),
         "brownian": case(noise, noise_fn=kd.brownian_noise(), scratch=3.1),
         "remat rows": _gradient(place, "rows", 2.05, 0),
-        # Four copies a segment, and two in a row that may be one beyond the last.
-        "remat segments": _gradient(place, "segments", 0, 4.05, copies=6),
+        # Four copies a segment.
+        "remat segments": _gradient(place, "segments", 0, 4.05, copies=4),
         "guided, one call": case("dpm2", denoise=guided(), cond=True, scratch=8.1),
         "guided, two calls": case(
             "dpm2", denoise=guided(batched=False), cond=True, scratch=8.1

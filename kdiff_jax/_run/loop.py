@@ -166,6 +166,8 @@ def _scan_segments(once: Body, report: Report, loop: Loop, rows: Row, unroll: in
 
     def run_or_pass(loop: Loop, real_row: tuple[jax.Array, Row]) -> tuple[Loop, None]:
         real, row = real_row
+        if not spare:  # a condition is one sample more of scratch on TPU
+            return once(loop, row), None
         return jax.lax.cond(real, once, lambda loop, row: loop, loop, row), None
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
