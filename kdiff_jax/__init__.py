@@ -35,7 +35,13 @@ from kdiff_jax._table.row import Row as Row
 from kdiff_jax._table.schedule import Schedule as Schedule
 from kdiff_jax._table.euler import euler as euler
 from kdiff_jax._table.dpm2 import dpm2 as dpm2, dpm2_ancestral as dpm2_ancestral
+from kdiff_jax._table.heun import heun as heun
+from kdiff_jax._table.dpmpp_singlestep import (
+    dpmpp_2s_ancestral as dpmpp_2s_ancestral,
+    dpmpp_sde as dpmpp_sde,
+)
 from kdiff_jax._table.lcm import lcm as lcm
+from kdiff_jax._table.tcd import tcd as tcd
 from kdiff_jax._table.stack import stack as stack
 from kdiff_jax._denoise.prediction import Prediction as Prediction
 from kdiff_jax._denoise.network import Denoiser as Denoiser, denoiser as denoiser

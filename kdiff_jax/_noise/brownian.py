@@ -122,6 +122,7 @@ def brownian_noise(
     `z = (W(u1) - W(u0)) / sqrt(|u1 - u0|)`: unit Gaussian, and independent of that of every
     other step. Runs with other levels see the same path, so that the samples of 20, 40, 80, ...
     ancestral steps converge, about as 1 / N; with independent noise they are other samples.
+    The first of the two draws of a `dpmpp_sde` step is the increment to its midpoint.
 
     In the limit the clock of the path does not matter, and at a finite N little: where sigma is
     far above the spread of the data, increments in 1 / sigma^2 fit the ancestral step exactly,

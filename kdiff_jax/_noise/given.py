@@ -1,4 +1,4 @@
-"""Noise that the caller brings: a function of their own, or an array with one z a step."""
+"""Noise that the caller brings: a function of their own, or an array with one z a draw."""
 
 from __future__ import annotations
 
@@ -51,14 +51,23 @@ class GivenNoise:
 
     def __call__(self, key: Any, row: Row, shape: Sequence[int]) -> jax.Array:
         del key
-        if self.noise.shape[1:] != tuple(shape):
+        step, last = jnp.asarray(row.step), row.advances
+        if self.noise.shape[1:] == tuple(shape):
+            if last is not None and row.noise_weight is not None:
+                # A draw before the last row of a step wants a z of its own: past the end, a NaN.
+                early = ~jnp.asarray(last) & (jnp.asarray(row.noise_weight) != 0)
+                step = jnp.where(early, len(self.noise), step)
+            draw = [step]
+        elif self.noise.shape[1:] == (2, *shape):
+            draw = [step, jnp.ones_like(step) if last is None else jnp.asarray(last).astype(int)]
+        else:
             raise ValueError(
                 f"noise has shape {self.noise.shape} and the sample {tuple(shape)}; give "
-                "[N, B, ...], the sample's shape for every outer step."
+                "[N, B, ...], the sample's shape for every outer step, or [N, 2, B, ...] for "
+                "kd.dpmpp_sde, which draws twice a step."
             )
-        step = jnp.asarray(row.step)
         samples = jnp.indices(step.shape, sparse=True)
-        return self.noise.at[(step, *samples)].get(mode="fill", fill_value=jnp.nan)
+        return self.noise.at[(*draw, *samples)].get(mode="fill", fill_value=jnp.nan)
 
     def __repr__(self) -> str:
         return f"GivenNoise({brief(self.noise)})"
@@ -71,11 +80,13 @@ def given_noise(noise: jax.Array) -> GivenNoise:
       noise: [N, B, ...] unit Gaussian noise, one entry for each outer step of the whole run: the
         entries of steps that `levels.start_at` cuts off are not read. The last step draws none, so
         N - 1 entries are enough. Where a row has a step for each sample, [B], or for each frame,
-        [B, F], each reads the entry of its own step.
+        [B, F], each reads the entry of its own step. `kd.dpmpp_sde` draws twice a step and takes
+        [N, 2, B, ...], one entry for each draw; a row that ends its step takes the second.
 
     Returns:
       A pytree, called as `noise_fn(key, row, shape)`; the key may be None. A step past the end
-      of the array gives NaN, not the noise of another step.
+      of the array gives NaN, not the noise of another step, and so does the first draw of two
+      where there is one entry a step.
 
     Raises:
       ValueError: an array without a step and a batch axis, or not of a floating dtype; when it is

@@ -12,7 +12,10 @@ from kdiff_jax._levels.levels import Levels
 
 
 def ancestral_split(
-    levels: Levels, eta: ArrayLike | Sequence[float], s_noise: ArrayLike | Sequence[float]
+    levels: Levels,
+    eta: ArrayLike | Sequence[float],
+    s_noise: ArrayLike | Sequence[float],
+    to: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """sigma_down, the noise weight and keep of the steps that end above 0; [M] each.
 
@@ -23,6 +26,7 @@ def ancestral_split(
       levels: N steps, without churn, descending.
       eta: scalar or [N]; 0 is deterministic, 1 the ancestral step.
       s_noise: scalar or [N], multiplies the noise.
+      to: [M] levels that the steps are to reach, in place of their ends.
 
     Raises:
       ValueError: levels with churn or ascending; eta or s_noise negative, not finite or of another
@@ -30,6 +34,7 @@ def ancestral_split(
     """
     refuse_churn(levels, f"eta = {eta}")
     s0, s1 = levels.inner
+    s1 = s1 if to is None else to
     count = levels.num_steps
     xp, etas, factors = common_namespace(
         one_per_step("eta", eta, count), one_per_step("s_noise", s_noise, count)

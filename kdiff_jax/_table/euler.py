@@ -26,7 +26,11 @@ def euler(
     """Euler's method, first order: N steps cost N evaluations; with an eta it is ancestral.
 
     From s0 to s1: `x_next = D + s_down * epsilon + s_up * s_noise * z`, with s_down and s_up as
-    in `dpm2_ancestral` and no noise in a closing step. This is DDIM, whose eta is this eta.
+    in `dpm2_ancestral` and no noise in a closing step.
+
+    This is DDIM, and the eta of DDIM is this eta, exactly: divided by sqrt(abar'), the noise of
+    its step, `eta sqrt((1 - abar') / (1 - abar)) sqrt(1 - abar / abar') z`, is
+    `eta s1 sqrt((s0^2 - s1^2) / s0^2) z = s_up z`, and what it leaves of epsilon is s_down.
 
     Args:
       levels: the run, from `kd.levels`.

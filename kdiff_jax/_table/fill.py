@@ -21,6 +21,8 @@ Evaluation = Mapping[str, ArrayLike]
 Units = Callable[[Array], tuple[Array | None, Array, Array | None]]
 
 _DTYPES = {"index": np.int32, "step": np.int32, "timestep": np.float32, "advances": np.bool_}
+# What an evaluation names in the units of the levels.
+_OF_LEVELS = {"sigma", "timestep", "sigma_left", "sigma_reached"}
 # A closing step, where the levels end at 0, is one evaluation: x_next = D.
 _CLOSING = {"denoised_weight": 1.0, "advances": True}
 
@@ -37,8 +39,8 @@ def fill(
       levels: the run.
       evaluations: each a dict of "sigma", the level that it is made at, and of the columns that
         are not None, [M] numbers (or one) for the M steps that end above 0. A column that only
-        some of them name is 0 in the others. "timestep" is that of the step's start where it is
-        not given.
+        some of them name is 0 in the others. "timestep", "sigma_left" and "sigma_reached" are
+        those of the whole step, the timestep that of its start, where they are not given.
       units: alpha, sigma and input_scale of rows at given levels, those of `levels.noise` by
         default.
       init_noise_sigma: in place of that of the levels.
@@ -61,18 +63,24 @@ def fill(
     start_of_step = levels.timesteps[: count - levels.closes]
     timesteps = [start_of_step if value is None else value for value in given]
     ladder = _in_units(levels, units)
+
+    def end(name: str, of_steps: Array) -> Array:
+        inner = of_steps[: count - levels.closes]
+        values = [units(e[name])[1] if name in e else inner for e in evaluations]
+        return _in_turn(values, of_steps[-1], levels)
+
     steps = np.repeat(np.arange(count), per_step)
     steps = steps[: len(steps) - (per_step - 1 if levels.closes else 0)]
     columns: dict[str, ArrayLike | None] = {
-        **{name: column(name) for name in names - {"sigma", "timestep"}},
+        **{name: column(name) for name in names - _OF_LEVELS},
         "index": np.arange(len(steps)) + per_step * levels.first_step,
         "step": steps + levels.first_step,
         "timestep": _in_turn(timesteps, levels.timesteps[-1], levels),
         "sigma": sigma,
         "alpha": alpha,
         "input_scale": input_scale,
-        "sigma_left": ladder[steps],
-        "sigma_reached": ladder[steps + 1],
+        "sigma_left": end("sigma_left", ladder[:-1]),
+        "sigma_reached": end("sigma_reached", ladder[1:]),
     }
     floating = jax.dtypes.canonicalize_dtype(np.float64)
     rows = {
@@ -89,6 +97,20 @@ def fill(
             zero_terminal_snr=levels.zero_terminal_snr,
         )
     )
+
+
+def timesteps_reached(levels: Levels) -> Array:
+    """[M] the timesteps at the ends of the steps that end above 0: those that the next ones have.
+
+    Where the run ends, and where churn raises the next step, the timestep of the level itself.
+    """
+    of_level = levels.noise.timestep_at(levels.inner[1])
+    xp, of_level, of_next = common_namespace(of_level, levels.timesteps[1:])
+    count = len(of_next)
+    if levels.raised is not None:
+        _, raised, sigmas = common_namespace(levels.raised[1:], levels.sigmas[1:-1])
+        of_next = xp.where(raised > sigmas, of_level[:count], of_next)
+    return xp.concatenate([of_next, of_level[count:]])
 
 
 def _start(levels: Levels, init_noise_sigma: ArrayLike | None) -> ArrayLike:

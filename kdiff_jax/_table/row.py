@@ -28,7 +28,8 @@ class Row:
       sigma: weight of eps in the sample.
       sigma_left: the noise level that the row's outer step leaves, in the units of
         `Schedule.sigmas`, for a midpoint too.
-      sigma_reached: the level that it reaches; 0 in a closing step.
+      sigma_reached: the level that it reaches; 0 in a closing step. Where the step draws noise in
+        its first row too, that row's own level: the midpoint of `dpmpp_sde`.
       denoised_weight: weight of D, the estimate of x0.
       epsilon_weight: weight of epsilon, the estimate of eps.
       noise_weight: weight of fresh unit Gaussian noise; 0 draws none in this row.
