@@ -12,6 +12,8 @@ SAMPLERS: dict[str, Callable[..., kd.Schedule]] = {
     "dpm2": kd.dpm2,
     "ancestral": kd.dpm2_ancestral,
     "euler_ancestral": lambda levels, eta=1.0, **k: kd.euler(levels, eta, **k),
+    "heun": kd.heun,
+    "2s_ancestral": kd.dpmpp_2s_ancestral,
     "lcm": kd.lcm,
 }
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)

@@ -1,7 +1,8 @@
-"""k-diffusion's two samplers as they were published, in float64.
+"""k-diffusion's samplers as they were published, in float64.
 
 `model(x, sigma) -> denoised` in sigma space. Karras et al. 2022, Algorithm 2 (churn); Lu et al.
-2022, Algorithm 1 (DPM-Solver-2, midpoint at the geometric mean).
+2022, Algorithm 1 (DPM-Solver-2, midpoint at the geometric mean); Lu et al. 2022, DPM-Solver++,
+Algorithm 1 (2S), in lambda = -log(sigma).
 """
 
 from __future__ import annotations
@@ -99,4 +100,65 @@ def k_sample_dpm_2_ancestral(
                 raise ValueError("an ancestral step needs noise")
             x = x + noise[i] * s_noise * sigma_up
         trace.append(x)
+    return x
+
+
+def k_sample_heun(
+    model: Callable[[Array, float], Array],
+    x: ArrayLike,
+    sigmas: Sequence[float] | Array,
+    s_churn: float = 0.0,
+    noise: Sequence[Array] | Array | None = None,
+) -> Array:
+    """k-diffusion's `sample_heun`: the mean of the slopes at both ends; Euler to 0.
+
+    Args: as of `k_sample_dpm_2`. The slope `(x - denoised) / sigma` is the velocity of a rectified
+    flow as well.
+    """
+    x = np.asarray(x, np.float64)
+    num_steps = len(sigmas) - 1
+    for i in range(num_steps):
+        sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
+        sigma_hat = sigma * (1 + min(s_churn / num_steps, math.sqrt(2) - 1))
+        if noise is not None:
+            x = x + noise[i] * math.sqrt(sigma_hat**2 - sigma**2)
+        slope = (x - model(x, sigma_hat)) / sigma_hat
+        euler = x + slope * (sigma_next - sigma_hat)
+        if sigma_next > 0:
+            slope_next = (euler - model(euler, sigma_next)) / sigma_next
+            x = x + (slope + slope_next) / 2 * (sigma_next - sigma_hat)
+        else:
+            x = euler
+    return x
+
+
+def k_sample_dpmpp(
+    model: Callable[[Array, float], Array],
+    x: Array,
+    sigmas: Sequence[float] | Array,
+    eta: float,
+    s_noise: float,
+    noise: Array,
+    *,
+    sde: bool,
+) -> Array:
+    """k-diffusion's `sample_dpmpp_2s_ancestral`, or `sample_dpmpp_sde` with r = 1/2.
+
+    Args: as of `k_sample_dpm_2_ancestral`, with
+        noise: [N, 2, ...], of each step the noise of its first draw, which 2S has none of, and of
+            its second.
+    """
+    for i in range(len(sigmas) - 1):
+        sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
+        down, up = ancestral_levels(sigma, sigma_next, eta)
+        denoised = model(x, sigma)
+        if sigma_next == 0:
+            return denoised
+        t = -math.log(sigma)
+        middle = math.exp(-(t + 0.5 * (-math.log(sigma_next if sde else down) - t)))
+        to, first = ancestral_levels(sigma, middle, eta) if sde else (middle, 0.0)
+        x_2 = to / sigma * x - math.expm1(math.log(to) + t) * denoised
+        x_2 = x_2 + noise[i][0] * s_noise * first
+        x = down / sigma * x - math.expm1(math.log(down) + t) * model(x_2, middle)
+        x = x + noise[i][1] * s_noise * up
     return x

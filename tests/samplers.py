@@ -27,7 +27,11 @@ SAMPLERS: dict[str, Callable[[int], kd.Schedule]] = {
     "dpm2_ends_above_0": lambda n: kd.dpm2(kd.levels(NOISE, n + 2).end_at(n)),
     "ancestral": lambda n: kd.dpm2_ancestral(kd.levels(NOISE, n)),
     "ancestral_half_eta": lambda n: kd.dpm2_ancestral(kd.levels(NOISE, n), eta=0.5, s_noise=0.9),
+    "heun": lambda n: kd.heun(kd.levels(NOISE, n)),
+    "2s_ancestral": lambda n: kd.dpmpp_2s_ancestral(kd.levels(NOISE, n)),
+    "sde": lambda n: kd.dpmpp_sde(kd.levels(NOISE, n)),
     "lcm": lambda n: kd.lcm(kd.lcm_levels(NOISE, n)),
+    "tcd": lambda n: kd.tcd(kd.lcm_levels(NOISE, n)),
     "inversion": lambda n: kd.dpm2(kd.levels(NOISE, n + 1).reversed()),
     "three_estimates": lambda n: adams_bashforth(kd.levels(NOISE, n)),
 }

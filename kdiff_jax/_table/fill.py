@@ -66,7 +66,8 @@ def fill(
 
     def end(name: str, of_steps: Array) -> Array:
         inner = of_steps[: count - levels.closes]
-        values = [units(e[name])[1] if name in e else inner for e in evaluations]
+        own = (common_namespace(e[name])[1] if name in e else None for e in evaluations)
+        values: list[ArrayLike] = [inner if at is None else units(at)[1] for at in own]
         return _in_turn(values, of_steps[-1], levels)
 
     steps = np.repeat(np.arange(count), per_step)

@@ -34,7 +34,7 @@ NEUTRAL = {
 class Schedule:
     """The rows of a run, an immutable pytree; `schedule.rows` is the `xs` of a `lax.scan`.
 
-    Made by `kd.euler`, `kd.dpm2`, `kd.dpm2_ancestral` and `kd.lcm` from `kd.levels`. Its numbers
+    Made by `kd.euler`, `kd.dpm2` and the other samplers from `kd.levels`. Its numbers
     are leaves: a table of the same length and columns never recompiles, nor does one of any length
     after `pad`. `kd.stack` gives the leaves of many tables a leading axis B.
 

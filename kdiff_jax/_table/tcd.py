@@ -52,8 +52,8 @@ def tcd(levels: Levels, gamma: ArrayLike = 0.3) -> Schedule:
 
     Source: Zheng et al. 2024 (arXiv:2402.19159); `TCDScheduler` of diffusers.
     """
-    gamma = check_number("gamma", gamma, at_least=0)
-    if not is_traced(gamma) and gamma > 1:
+    given = check_number("gamma", gamma, at_least=0)
+    if not is_traced(given) and given > 1:
         raise ValueError(f"gamma = {gamma} is out of range; expected it in [0, 1].")
     noise = levels.noise
     if not isinstance(noise, NoiseSchedule):
@@ -65,11 +65,11 @@ def tcd(levels: Levels, gamma: ArrayLike = 0.3) -> Schedule:
     refuse_churn(levels, "tcd")
     s0, s1 = levels.inner
     alpha, _ = noise.unit_variance(s1)
-    xp, alpha, s1, gamma, reached, table = common_namespace(
-        alpha, s1, gamma, timesteps_reached(levels), noise.sigmas
+    xp, alpha, s1, share, reached, table = common_namespace(
+        alpha, s1, given, timesteps_reached(levels), noise.sigmas
     )
     # Rounded first: 0.7 * 690 is 482.99999999999994 in binary.
-    s = xp.floor(xp.round((1 - gamma) * reached, 9)).astype(int)
+    s = xp.floor(xp.round((1 - share) * reached, 9)).astype(int)
     # A level that the caller chose may lie below that of t = 0.
     below = xp.minimum(table[s], s1)
     gap = (s1 - below) * (s1 + below)

@@ -184,10 +184,13 @@ def test_sharded_it_is_the_same_noise_without_collectives(name, function):
 def test_given_noise_is_that_of_the_outer_step(name):
     schedule, x = start(name)
     noise, state = given(), kd.init(schedule.pad(9, COLUMNS), x)
+    two = jnp.stack([noise[::-1], noise], 1) if name == "sde" else noise  # it draws twice a step
     for table in (schedule, schedule[int(np.searchsorted(schedule.rows.step, 2)) :]):
         padded = table.pad(9, COLUMNS)
-        got = kd.sample(mixing, MIXING, padded, state, noise_fn=kd.given_noise(noise))
+        got = kd.sample(mixing, MIXING, padded, state, noise_fn=kd.given_noise(two))
         by_row = [noise[int(row.step)] for row in table]
+        if name == "sde":
+            by_row = [two[int(row.step), int(row.advances)] for row in table]
         expected = sp.run_in_numpy(mixing, MIXING, table, x, by_row)
         assert relative_error(got, expected) < 2e-6
 

@@ -23,7 +23,8 @@ network = kd.denoiser(
 @every_sampler
 def test_runs_by_hand_unrolled_padded_stacked_and_cut_are_one(name):
     # As many rows for every sampler: 7.
-    levels = kd.levels(SD3, 4 if name in ("dpm2", "ancestral") else 7)
+    two_a_step = ("dpm2", "ancestral", "heun", "2s_ancestral")
+    levels = kd.levels(SD3, 4 if name in two_a_step else 7)
     schedule = SAMPLERS[name](levels)
     x = kd.initial_sample(schedule, KEY, (2, 8))
     whole = kd.sample(network, None, schedule, x, KEY)
@@ -97,4 +98,6 @@ def test_inpainting_holds_what_is_known_at_the_level_of_every_row(name, renoised
     for row, got in zip(schedule, seen, strict=True):
         alpha = row.alpha
         expected = float(alpha) * known + float(row.sigma) * (other if renoised else eps)
-        np.testing.assert_allclose(got[:, MASK == 0], expected[:, MASK == 0], atol=3e-6)
+        # Heun's slope at the lowest level is what rounding left of a difference, over that level.
+        atol = 1e-5 if name == "heun" else 3e-6
+        np.testing.assert_allclose(got[:, MASK == 0], expected[:, MASK == 0], atol=atol)

@@ -113,7 +113,7 @@ def test_equal_frames_are_the_run_of_one_row_a_sample_but_for_the_noise(name):
     frames, samples = frames_of([[schedule] * F] * B), kd.stack([schedule] * B)
     options = {}
     if name in STOCHASTIC:
-        z = jax.random.normal(KEY, (N, *SHAPE))
+        z = jax.random.normal(KEY, (N, 2, *SHAPE))  # one a draw
         options = {"noise_fn": kd.given_noise(z)}
     run = functools.partial(kd.sample, framewise, ELEMENTWISE, x=x, **options)
     whole = run(schedule=schedule)

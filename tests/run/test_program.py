@@ -55,7 +55,7 @@ def test_the_network_is_traced_once_and_evaluated_once_a_row(name):
     kd.sample(kd.denoiser(model_fn), PARAMS, schedule, x, key_of(schedule)).block_until_ready()
     jax.effects_barrier()
     assert count["traced"] == 1
-    one_row_a_step = name in ("euler", "euler_ancestral", "lcm", "three_estimates")
+    one_row_a_step = name in ("euler", "euler_ancestral", "lcm", "tcd", "three_estimates")
     closing = name not in ("inversion", "dpm2_ends_above_0")  # these end above 0
     expected = n if one_row_a_step else 2 * n - closing
     assert count["evaluated"] == schedule.num_rows == expected
@@ -181,15 +181,15 @@ def test_the_loop_carries_exactly_the_histories_that_the_columns_read(name):
 
 def test_the_samplers_read_what_the_table_of_the_design_says():
     for name in SAMPLERS:
-        two_rows = name.startswith(("dpm2", "ancestral", "inversion"))
+        two_rows = name.startswith(("dpm2", "ancestral", "heun", "2s", "sde", "inversion"))
         expected = {"anchor_weight"} if two_rows else set()
         if name == "three_estimates":
             expected = {"denoised_weight_1", "denoised_weight_2"}
         assert set(COLUMNS[name]) & set(READ_BY) == expected, name
         assert ("advances" in COLUMNS[name]) == two_rows, name
         assert ("epsilon_weight" in COLUMNS[name]) == (name != "lcm"), name
-        assert ("alpha" in COLUMNS[name]) == (name == "lcm"), name
-        assert ("input_scale" in COLUMNS[name]) == (name != "lcm"), name
+        assert ("alpha" in COLUMNS[name]) == (name in ("lcm", "tcd")), name
+        assert ("input_scale" in COLUMNS[name]) == (name not in ("lcm", "tcd")), name
         assert "idle" not in COLUMNS[name], name
 
 

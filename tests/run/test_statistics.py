@@ -4,6 +4,7 @@ Data X0 is a mixture of Gaussians (tests/mixtures.py), so the exact denoiser, th
 rectified flow, the solution of the ODE and the exact consistency function are in closed form.
 """
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -33,8 +34,8 @@ def errors_at_the_last_level(sampler, noise, data, counts, **grid):
         first, last = float(levels.sigmas[0]), float(levels.sigmas[-1])
         ends = [(1 - s if noise is FLOW else 1.0, s) for s in (first, last)]
         x = jnp.linspace(-2, 2, 9)[:, None] * (1 if noise is FLOW else first / 2)
-        # One shape and the columns of both samplers and both kinds of levels: one executable.
-        table = sampler(levels).pad(400, COLUMNS)
+        # One shape and the columns of all samplers and both kinds of levels: one executable.
+        table = sampler(levels).pad(640, COLUMNS)
         got = kd.sample(mixtures.exact_denoise, data, table, x)
         assert got.dtype == jnp.float64
         errors.append(relative_error(got, mixtures.solution(data, x, *ends)))
@@ -43,6 +44,13 @@ def errors_at_the_last_level(sampler, noise, data, counts, **grid):
 
 KARRAS, TO_0_02 = {"grid": "karras"}, {"grid": "karras", "sigma_min": 0.02}
 FEW, MANY = [20, 40, 80], [40, 80, 160]
+FOUR, LATE = [20, 40, 80, 160], [160, 320]
+
+
+def dpmpp_2s(levels):
+    """2S with eta = 0, without its column of noise."""
+    table = kd.dpmpp_2s_ancestral(levels, eta=0.0)
+    return dataclasses.replace(table, rows=dataclasses.replace(table.rows, noise_weight=None))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +65,10 @@ FEW, MANY = [20, 40, 80], [40, 80, 160]
         (kd.dpm2, FLOW, TO_0_02, "gaussian", MANY, 1.9, 2.2, 1e-3),
         (kd.dpm2, FLOW, TO_0_02, "mixture", MANY, 1.9, 2.2, 1e-3),
         (kd.euler, FLOW, TO_0_02, "gaussian", MANY, 0.9, 1.1, 3e-2),
+        (kd.heun, NOISE, KARRAS, "gaussian", FOUR, 1.9, 2.2, 1e-3),
+        (kd.heun, FLOW, {}, "gaussian", LATE, 1.9, 2.2, 1e-3),
+        (dpmpp_2s, NOISE, KARRAS, "gaussian", FOUR, 1.9, 2.2, 1e-3),
+        (dpmpp_2s, FLOW, {}, "gaussian", LATE, 1.9, 2.2, 1e-3),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -68,7 +80,7 @@ def test_order_of_convergence(sampler, noise, grid, name, counts, low, high, wor
     assert all(low < order < high for order in orders), orders
 
 
-@pytest.mark.parametrize("sampler", [kd.euler, kd.dpm2], ids=["euler", "dpm2"])
+@pytest.mark.parametrize("sampler", [kd.euler, kd.dpm2, kd.heun], ids=["euler", "dpm2", "heun"])
 def test_straight_lines_of_a_flow_are_solved_exactly(sampler):
     # A velocity that is constant along each line: x0 = x - v, in any number of steps.
     velocity = np.random.default_rng(1).normal(size=(4, 8)).astype(np.float32)
@@ -117,6 +129,76 @@ def test_ancestral_dpm2_on_a_flow_reproduces_the_data(name, eta):
     denoise = kd.denoiser(exact_velocity, "flow_prediction")
     x0 = kd.sample(denoise, data.astype(np.float32), schedule, start, jax.random.key(3))
     assert_distributed_as(data, x0)
+
+
+def law_of(schedule, common=0.0):
+    """Mean and variance of the last sample of Gaussian data, from the numbers of the rows.
+
+    A sample is a number and weights of independent noises: the first one, and the z of each row.
+    `common` is the share of a first draw of a step in the variance of the second.
+    """
+    rows = {k: np.asarray(v, np.float64) for k, v in vars(schedule.rows).items() if v is not None}
+    count, (_, mean, std) = schedule.num_rows, (part.item() for part in GAUSSIAN)
+    columns = {k: rows.get(f"{k}_weight", np.zeros(count)) for k in WEIGHTS}
+    alphas, advances = (rows.get(k, np.ones(count)) for k in ("alpha", "advances"))
+    noises = np.eye(count + 2)  # the first is the constant 1
+    spread = np.hypot(alphas[0] * std, rows["sigma"][0])
+    sample = anchor = alphas[0] * mean * noises[0] + spread * noises[1]
+    for i, (alpha, sigma) in enumerate(zip(alphas, rows["sigma"], strict=True)):
+        variance, off = (alpha * std) ** 2 + sigma**2, sample - alpha * mean * noises[0]
+        denoised = mean * noises[0] + alpha * std**2 / variance * off
+        z = noises[i + 2]
+        if common and i % 2:
+            z = np.sqrt(common) * noises[i + 1] + np.sqrt(1 - common) * z
+        terms = denoised, sigma / variance * off, anchor, z
+        sample = sum(columns[k][i] * term for k, term in zip(WEIGHTS, terms, strict=True))
+        anchor = sample if advances[i] else anchor
+    return sample[0], sample[1:] @ sample[1:]
+
+
+WEIGHTS = ("denoised", "epsilon", "anchor", "noise")
+STOCHASTIC = {
+    "2s": lambda n: kd.dpmpp_2s_ancestral(kd.levels(NOISE, n, grid="karras", sigma_min=0.02)),
+    "2s, flow": lambda n: kd.dpmpp_2s_ancestral(kd.levels(FLOW, n), eta=0.6),
+    "sde": lambda n: kd.dpmpp_sde(kd.levels(NOISE, n, grid="karras", sigma_min=0.02)),
+    "tcd": lambda n: kd.tcd(kd.lcm_levels(NOISE, n)),
+}
+
+
+@pytest.mark.parametrize("name", [*STOCHASTIC, "sde, brownian"])
+def test_few_steps_have_the_distribution_that_their_own_table_makes(name):
+    # The middle in log sigma is the middle of the path, which a step shares with its first row.
+    common, noise_fn = (0.5, kd.brownian_noise()) if "brownian" in name else (0.0, None)
+    schedule = STOCHASTIC[name.removesuffix(", brownian")](6)
+    mean, variance = law_of(schedule, common)
+    # One executable for all of them, and one for the path.
+    table = schedule.pad(12, (*COLUMNS, "noise_weight"))
+    first: Any = schedule[0]
+    spread = np.hypot(0.8 * first.alpha, first.sigma)
+    draws = np.random.default_rng(7).normal(0.5 * first.alpha, spread, SHAPE)
+    start = jnp.asarray(draws, jnp.float32)
+    key = jax.random.key(8)
+    got = kd.sample(mixtures.gaussian_denoise, None, table, start, key, noise_fn=noise_fn)
+    x0 = np.asarray(got, np.float64)
+    assert abs(np.mean(x0) - mean) < 3 * np.sqrt(variance / x0.size)
+    assert abs(np.var(x0) - variance) < 3 * variance * np.sqrt(2 / x0.size)
+
+
+@pytest.mark.parametrize(
+    ("name", "common", "worst", "rate"),
+    [
+        ("2s", 0.0, 2e-3, 0.4),
+        ("2s, flow", 0.0, 5e-3, 0.6),
+        ("sde", 0.5, 2e-3, 0.5),
+        ("sde", 0.0, 0.05, 0.6),  # two noises that know nothing of each other: first order
+    ],
+)
+def test_many_steps_have_the_distribution_of_the_data(name, common, worst, rate):
+    laws = [law_of(STOCHASTIC[name](n), common) for n in (20, 40, 80, 160)]
+    assert all(mean == pytest.approx(0.5, abs=1e-3) for mean, _ in laws)
+    off = [abs(variance / 0.64 - 1) for _, variance in laws]
+    assert off[-1] < worst
+    assert all(b < rate * a for a, b in itertools.pairwise(off)), off
 
 
 consistency = kd.denoiser(mixtures.consistency_model, "sample")

@@ -14,7 +14,7 @@ from samplers import MIXING, NOISE, relative_error
 import kdiff_jax as kd
 
 MEAN, STD = GAUSSIAN[1:, 0]
-SAMPLERS: dict[str, Any] = {"dpm2": kd.dpm2, "euler": kd.euler}
+SAMPLERS: dict[str, Any] = {"dpm2": kd.dpm2, "heun": kd.heun, "euler": kd.euler}
 FLOW = kd.flow_schedule()
 mixing = kd.denoiser(sp.mixing_model)
 
@@ -100,7 +100,9 @@ def test_a_traced_run_turns_over_and_has_gradients():
 # --- there, and back -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("dpm2", 1.95, 2.1), ("euler", 0.95, 1.05)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("dpm2", 1.95, 2.1), ("heun", 1.95, 2.1), ("euler", 0.95, 1.05)]
+)
 def test_the_way_up_has_the_order_of_the_sampler(name, low, high):
     counts, errors = [20, 40, 80], []
     with sp.x64():
@@ -112,7 +114,9 @@ def test_the_way_up_has_the_order_of_the_sampler(name, low, high):
     assert all(low < order < high for order in orders(counts, errors)), orders(counts, errors)
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("dpm2", 2.95, 3.15), ("euler", 0.92, 1.05)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("dpm2", 2.95, 3.15), ("heun", 2.55, 3.15), ("euler", 0.92, 1.05)]
+)
 @pytest.mark.parametrize("first", [0, 8])
 def test_there_and_back_is_of_third_order(name, low, high, first):
     """From the lowest level to the highest (or to that of a later step), and down again."""
@@ -127,7 +131,9 @@ def test_there_and_back_is_of_third_order(name, low, high, first):
     assert all(low < order < high for order in orders(counts, errors)), orders(counts, errors)
 
 
-@pytest.mark.parametrize(("name", "way_up", "back"), [("dpm2", 1.95, 2.9), ("euler", 0.95, 0.92)])
+@pytest.mark.parametrize(
+    ("name", "way_up", "back"), [("dpm2", 1.95, 2.9), ("heun", 1.95, 2.9), ("euler", 0.95, 0.92)]
+)
 def test_there_and_back_on_a_flow_converges_as_without(name, way_up, back):
     counts, errors, returns = [20, 40, 80], [], []
     with sp.x64():

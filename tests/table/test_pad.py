@@ -120,7 +120,7 @@ def test_tables_of_all_samplers_with_the_same_columns_share_one_executable(caplo
     count, x = 0, jnp.ones((2, 8))
     for steps, name in enumerate(SAMPLERS, 2):
         schedule = SAMPLERS[name](steps)
-        padded = schedule.pad(25, COLUMNS)
+        padded = schedule.pad(47, COLUMNS)
         run = mixing, MIXING, padded, x, KEY
         count += len(compilations(caplog, lambda run=run: kd.sample(*run)))
         noise = [kd.row_noise(KEY, row, x.shape) for row in schedule]

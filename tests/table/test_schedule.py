@@ -89,7 +89,11 @@ def test_rows_leave_and_reach_the_levels_of_the_run_however_the_table_is_cut(ste
             rows, count = jax.tree.map(np.asarray, table.rows), table.num_rows
             step = rows.step[:count]
             np.testing.assert_array_equal(rows.sigma_left[:count], sigmas[step], name)
-            np.testing.assert_array_equal(rows.sigma_reached[:count], sigmas[step + 1], name)
+            reached = sigmas[step + 1]
+            if name == "sde":  # its first rows draw noise, up to the midpoint that they reach
+                first = np.flatnonzero(~rows.advances[:count])
+                reached[first] = rows.sigma[first + 1]
+            np.testing.assert_array_equal(rows.sigma_reached[:count], reached, name)
         idle = np.asarray(tables[1].rows.idle)
         assert idle.tolist() == [i >= schedule.num_rows for i in range(SIZE)]
         assert np.all(np.asarray(tables[1].rows.sigma_left)[idle] == sigmas[-2]), name

@@ -27,7 +27,7 @@ elementwise = kd.denoiser(sp.elementwise_model)
 mixing = kd.denoiser(sp.mixing_model)
 TABLES = [SAMPLERS[name](steps) for steps, name in enumerate(SAMPLERS, 1)]
 KEYS = jax.random.split(KEY, len(TABLES))
-SIZE = 25
+SIZE = 47
 
 
 def alone(schedule, key):

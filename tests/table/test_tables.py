@@ -210,7 +210,11 @@ COLUMNS = {
     "dpm2_ends_above_0": EULER | ANCHOR,
     "ancestral": EULER | ANCHOR | {"noise_weight"},
     "ancestral_half_eta": EULER | ANCHOR | {"noise_weight"},
+    "heun": EULER | ANCHOR,
+    "2s_ancestral": EULER | ANCHOR | {"noise_weight"},
+    "sde": EULER | ANCHOR | {"noise_weight"},
     "lcm": {"noise_weight", "alpha"},
+    "tcd": {"epsilon_weight", "noise_weight", "alpha"},
     "inversion": EULER | ANCHOR,
     "three_estimates": EULER | {"denoised_weight_1", "denoised_weight_2"},
 }
@@ -227,7 +231,7 @@ def test_a_column_that_a_sampler_does_not_use_is_not_there() -> None:
 
 def test_an_eta_of_0_keeps_the_column_of_noise_and_none_has_none() -> None:
     levels = kd.levels(NOISE, 3)
-    for sampler in (kd.euler, kd.dpm2_ancestral):
+    for sampler in (kd.euler, kd.dpm2_ancestral, kd.dpmpp_2s_ancestral, kd.dpmpp_sde):
         schedule = sampler(levels, eta=0.0)
         assert schedule.rows.noise_weight is not None
         assert not np.any(schedule.rows.noise_weight)
