@@ -68,8 +68,9 @@ def tcd(levels: Levels, gamma: ArrayLike = 0.3) -> Schedule:
     xp, alpha, s1, share, reached, table = common_namespace(
         alpha, s1, given, timesteps_reached(levels), noise.sigmas
     )
-    # Rounded first: 0.7 * 690 is 482.99999999999994 in binary.
-    s = xp.floor(xp.round((1 - share) * reached, 9)).astype(int)
+    # 0.7 * 690 is 482.99999999999994 in binary: what rounding may have taken is given back.
+    spare = 2 * xp.finfo(share.dtype).eps
+    s = xp.floor((1 - share + spare) * reached).astype(int)
     # A level that the caller chose may lie below that of t = 0.
     below = xp.minimum(table[s], s1)
     gap = (s1 - below) * (s1 + below)

@@ -145,6 +145,20 @@ def comfy_euler(velocity, x, sigmas, noise, eta, s_noise):
     return x
 
 
+def comfy_2s(velocity, x, sigmas, noise, eta, s_noise):
+    """2S on a flow as `sample_dpmpp_2s_ancestral_RF`, but for where the midpoint lies."""
+    for (s0, s1), z in zip(itertools.pairwise(sigmas), noise, strict=True):
+        denoised = x - s0 * velocity(x, s0)
+        if s1 == 0:
+            return denoised
+        down = s1 * (1 + (s1 / s0 - 1) * eta)
+        middle = np.exp((np.log(s0) + np.log(down)) / 2)
+        u = middle / s0 * x + (1 - middle / s0) * denoised
+        x = down / s0 * x + (1 - down / s0) * (u - middle * velocity(u, middle))
+        ratio = (1 - s1) / (1 - down)
+        x = ratio * x + z * s_noise * np.sqrt(max(s1**2 - (down * ratio) ** 2, 0))
+
+
 def smooth_velocity(params, x, timestep):
     t = (timestep / 1000).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
     return jnp.sin(1.7 * x) - 0.6 * x + jnp.cos(3 * t)
@@ -159,13 +173,14 @@ smooth = kd.denoiser(smooth_velocity, "flow_prediction")
 
 @pytest.mark.parametrize(("eta", "s_noise"), [(0.0, 1.0), (0.4, 0.9), (1.0, 1.0), (1.02, 1.0)])
 @pytest.mark.parametrize(
-    ("name", "truth"), [("ancestral", comfy_dpm2), ("euler_ancestral", comfy_euler)]
+    ("name", "truth"),
+    [("ancestral", comfy_dpm2), ("2s_ancestral", comfy_2s), ("euler_ancestral", comfy_euler)],
 )
 def test_ancestral_runs_are_those_of_comfyui(name, truth, eta, s_noise):
     key, shape = jax.random.key(7), (3, 16)
     schedule = SAMPLERS[name](kd.levels(SD3, 6), eta=eta, s_noise=s_noise)
     x = kd.initial_sample(schedule, key, shape)
-    landing = range(1, 11, 2) if name == "ancestral" else range(5)
+    landing = range(5) if name == "euler_ancestral" else range(1, 11, 2)
     noise: Any = [kd.row_noise(key, schedule[i], shape) for i in (*landing, len(schedule) - 1)]
     got = kd.sample(smooth, None, schedule, x, key)
     lowest: Any = SD3.sigma_min

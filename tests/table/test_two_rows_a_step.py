@@ -107,6 +107,12 @@ def test_eta_and_s_noise_may_be_one_a_step() -> None:
                 np.testing.assert_array_equal(getattr(each, name)[step], getattr(one, name)[step])
 
 
+def test_without_noise_sde_is_2s() -> None:
+    one, other = (sampler(BETA, eta=0.0).rows for sampler in (kd.dpmpp_2s_ancestral, kd.dpmpp_sde))
+    for name in ("timestep", "sigma", "anchor_weight", "denoised_weight", "epsilon_weight"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), 1e-6, err_msg=name)
+
+
 # --- the two draws of a step of SDE ----------------------------------------------------------
 
 
