@@ -51,7 +51,7 @@ def test_every_step_lands_on_the_level_of_the_next() -> None:
                 schedule = kd.tcd(levels, gamma)
             rows: Any = schedule.rows
             noise = np.hypot(rows.epsilon_weight, rows.noise_weight)
-            np.testing.assert_allclose(noise, schedule.sigmas[1:], rtol=1e-12)
+            np.testing.assert_allclose(noise, np.asarray(schedule.sigmas)[1:], rtol=1e-12)
             np.testing.assert_allclose(np.hypot(rows.denoised_weight, noise), 1, rtol=1e-12)
 
 

@@ -93,7 +93,7 @@ def test_2s_and_sde_are_those_of_k_diffusion(
         schedule = sampler(levels, eta, s_noise)
         got = run(schedule, x, noise.reshape(-1, *SHAPE)[:-1])
     assert relative_error(got, expected) < 1e-12
-    assert bool(np.any(schedule.rows.noise_weight[::2])) == (sde and eta > 0)
+    assert bool(np.any(np.asarray(schedule.rows.noise_weight)[::2])) == (sde and eta > 0)
 
 
 def test_eta_and_s_noise_may_be_one_a_step() -> None:
