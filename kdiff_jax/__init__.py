@@ -40,6 +40,8 @@ from kdiff_jax._table.dpmpp_singlestep import (
     dpmpp_2s_ancestral as dpmpp_2s_ancestral,
     dpmpp_sde as dpmpp_sde,
 )
+from kdiff_jax._table.dpmpp_multistep import dpmpp_2m as dpmpp_2m, dpmpp_3m as dpmpp_3m
+from kdiff_jax._table.unipc import unipc as unipc
 from kdiff_jax._table.lcm import lcm as lcm
 from kdiff_jax._table.tcd import tcd as tcd
 from kdiff_jax._table.stack import stack as stack
