@@ -15,5 +15,8 @@ SAMPLERS: dict[str, Callable[..., kd.Schedule]] = {
     "heun": kd.heun,
     "2s_ancestral": kd.dpmpp_2s_ancestral,
     "lcm": kd.lcm,
+    "dpmpp_2m": kd.dpmpp_2m,
+    "dpmpp_3m_sde": lambda levels, eta=1.0, **k: kd.dpmpp_3m(levels, eta, **k),
+    "unipc": kd.unipc,
 }
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -161,4 +162,93 @@ def k_sample_dpmpp(
         x_2 = x_2 + noise[i][0] * s_noise * first
         x = down / sigma * x - math.expm1(math.log(down) + t) * model(x_2, middle)
         x = x + noise[i][1] * s_noise * up
+    return x
+
+
+def k_sample_dpmpp_2m(
+    model: Callable[[Array, float], Array],
+    x: ArrayLike,
+    sigmas: Sequence[float] | Array,
+    noise: Sequence[Array] | Array | None = None,
+) -> Array:
+    """k-diffusion's `sample_dpmpp_2m`, in t = -log(sigma). Args: as of `k_sample_dpm_2`."""
+    del noise
+    x = np.asarray(x, np.float64)
+    old: Array | None = None
+    t = [-math.log(sigma) if sigma > 0 else math.inf for sigma in sigmas]
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, float(sigmas[i]))
+        h = t[i + 1] - t[i]
+        slope = denoised
+        if old is not None and sigmas[i + 1] > 0:
+            r = (t[i] - t[i - 1]) / h
+            slope = (1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * old
+        x = sigmas[i + 1] / sigmas[i] * x - math.expm1(-h) * slope
+        old = denoised
+    return x
+
+
+def k_sample_dpmpp_2m_sde(
+    model: Callable[[Array, float], Array],
+    x: ArrayLike,
+    sigmas: Sequence[float] | Array,
+    noise: Sequence[Array] | Array,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    solver: str = "midpoint",
+) -> Array:
+    """k-diffusion's `sample_dpmpp_2m_sde`. Args: as of `k_sample_dpm_2_ancestral`."""
+    x, h_last = np.asarray(x, np.float64), 0.0
+    old: Array | None = None
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, float(sigmas[i]))
+        if sigmas[i + 1] == 0:
+            return denoised
+        h = math.log(sigmas[i] / sigmas[i + 1])
+        eta_h = eta * h
+        x = sigmas[i + 1] / sigmas[i] * math.exp(-eta_h) * x - math.expm1(-h - eta_h) * denoised
+        if old is not None:
+            r = h_last / h
+            if solver == "heun":
+                factor = -math.expm1(-h - eta_h) / (-h - eta_h) + 1
+            else:
+                factor = -0.5 * math.expm1(-h - eta_h)
+            x = x + factor / r * (denoised - old)
+        x = x + noise[i] * sigmas[i + 1] * math.sqrt(-math.expm1(-2 * eta_h)) * s_noise
+        old, h_last = denoised, h
+    return x
+
+
+def k_sample_dpmpp_3m_sde(
+    model: Callable[[Array, float], Array],
+    x: ArrayLike,
+    sigmas: Sequence[float] | Array,
+    noise: Sequence[Array] | Array,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+) -> Array:
+    """k-diffusion's `sample_dpmpp_3m_sde`. Args: as of `k_sample_dpm_2_ancestral`."""
+    x = np.asarray(x, np.float64)
+    denoised_1: Any = 0.0
+    denoised_2: Any = 0.0
+    h_1 = h_2 = math.nan
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, float(sigmas[i]))
+        if sigmas[i + 1] == 0:
+            return denoised
+        h = math.log(sigmas[i] / sigmas[i + 1])
+        h_eta = h * (eta + 1)
+        x = math.exp(-h_eta) * x - math.expm1(-h_eta) * denoised
+        phi_2 = math.expm1(-h_eta) / h_eta + 1
+        if i > 1:
+            r0, r1 = h_1 / h, h_2 / h
+            d1_0, d1_1 = (denoised - denoised_1) / r0, (denoised_1 - denoised_2) / r1
+            d1 = d1_0 + (d1_0 - d1_1) * r0 / (r0 + r1)
+            d2 = (d1_0 - d1_1) / (r0 + r1)
+            x = x + phi_2 * d1 - (phi_2 / h_eta - 0.5) * d2
+        elif i > 0:
+            x = x + phi_2 * (denoised - denoised_1) / (h_1 / h)
+        x = x + noise[i] * sigmas[i + 1] * math.sqrt(-math.expm1(-2 * h * eta)) * s_noise
+        denoised_1, denoised_2 = denoised, denoised_1
+        h_1, h_2 = h, h_1
     return x

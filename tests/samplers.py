@@ -33,25 +33,11 @@ SAMPLERS: dict[str, Callable[[int], kd.Schedule]] = {
     "lcm": lambda n: kd.lcm(kd.lcm_levels(NOISE, n)),
     "tcd": lambda n: kd.tcd(kd.lcm_levels(NOISE, n)),
     "inversion": lambda n: kd.dpm2(kd.levels(NOISE, n + 1).reversed()),
-    "three_estimates": lambda n: adams_bashforth(kd.levels(NOISE, n)),
+    "dpmpp_2m": lambda n: kd.dpmpp_2m(kd.levels(NOISE, n)),
+    "dpmpp_2m_sde": lambda n: kd.dpmpp_2m(kd.levels(NOISE, n), eta=1.0, solver="heun"),
+    "dpmpp_3m_sde": lambda n: kd.dpmpp_3m(kd.levels(NOISE, n, grid="karras"), eta=1.0),
+    "unipc": lambda n: kd.unipc(kd.levels(NOISE, n, grid="karras")),
 }
-
-
-def adams_bashforth(levels: kd.Levels) -> kd.Schedule:
-    """A table of D_1 and D_2 filled by hand: Euler's, with weights of three estimates of x0.
-
-    Not a sampler to use: its weights, fixed and arbitrary, only have to read both histories.
-    """
-    schedule = kd.euler(levels)
-    step = np.asarray(schedule.rows.step)
-    first, second = (jnp.asarray(step >= k, schedule.sigmas.dtype) for k in (1, 2))
-    rows = dataclasses.replace(
-        schedule.rows,
-        denoised_weight=schedule.rows.denoised_weight + 0.5 * first,
-        denoised_weight_1=-0.7 * first,
-        denoised_weight_2=0.2 * second,
-    )
-    return dataclasses.replace(schedule, rows=rows)
 
 
 def draws(schedule: kd.Schedule) -> bool:

@@ -17,6 +17,7 @@ from kdiff_jax._denoise.prediction import Denoise, Prediction
 from kdiff_jax._noise.given import NoiseFn, add_noise_of
 from kdiff_jax._noise.keyed import add_row_noise
 from kdiff_jax._run import progress
+from kdiff_jax._run.ring import pushed, recalled, ring_of, without
 from kdiff_jax._run.state import State, begun
 from kdiff_jax._run.step import advance
 from kdiff_jax._table.row import Row, with_units
@@ -35,6 +36,7 @@ class Loop:
     state: State
     saved: Any
     mark: jax.Array | None = None
+    ring: jax.Array | None = None
 
 
 Body = Callable[[Loop, Row], Loop]
@@ -72,27 +74,35 @@ def run(
             row = replace(row, idle=loop.done >= length)
         row = with_units(row)
         prediction = denoise(params, loop.state.sample, row, cond)
+        before, ring = loop.state, loop.ring
+        if ring is not None and loop.done is not None:
+            # An idle sample stays idle to the end, so what it remembers is never read again.
+            ring = pushed(ring, prediction.denoised.astype(ring.dtype), loop.done)
+            before = recalled(before, ring, loop.done)
         add_noise = None
         if row.noise_weight is not None:
             own = add_row_noise if noise_fn is None else functools.partial(add_noise_of, noise_fn)
             add_noise = functools.partial(own, row=row, keys=keys)  # type: ignore[arg-type]
-        after = advance(loop.state, row, prediction, add_noise)
+        after = advance(before, row, prediction, add_noise)
         saved = loop.saved
         if save_fn is not None:
             saved = _save(save_fn, saved, row.step - rows.step[0], after, prediction, row)
         done = None if loop.done is None else loop.done + 1
-        return Loop(done, after, saved, None if loop.mark is None else progress.marked(loop.mark))
+        mark = None if loop.mark is None else progress.marked(loop.mark)
+        return Loop(done, without(after), saved, mark, ring)
 
     def report(loop: Loop) -> None:
         if bar is not None:
             progress.report(bar, loop.done, end, 1 if remat == "segments" else unroll)
 
-    counted = bar is not None or length is not None
+    ring = ring_of(state)
+    counted = bar is not None or length is not None or ring is not None
     loop = Loop(
         jnp.int32(0) if counted else None,
-        state,
+        without(state),
         None if save_fn is None else _buffers(save_fn, state, rows, schedule.sigmas.shape[-1] - 1),
         None if bar is None else jnp.int32(0),
+        ring,
     )
     if length is None:
         loop = _scan(body, report, loop, rows, unroll, remat)

@@ -153,7 +153,7 @@ def _first_order(
     levels: Levels,
     eta: ArrayLike | Sequence[float] | None,
     s_noise: ArrayLike | Sequence[float],
-) -> tuple[dict[str, ArrayLike], Array, Array]:
+) -> tuple[dict[str, Array], Array, Array]:
     """The row of the first-order step, with its noise; `h (1 + eta)` and b of every step."""
     s0, s1 = levels.inner
     factors = one_per_step("s_noise", s_noise, levels.num_steps)

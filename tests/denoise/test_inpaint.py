@@ -15,14 +15,15 @@ from programs import compilations
 from samplers import MIXING, NOISE, SAMPLERS, relative_error
 
 import kdiff_jax as kd
+from kdiff_jax._table.schedule import NEUTRAL
 
 MEAN = np.array([0.5, -1.0, 0.2, 0.0])
 COVARIANCE = 0.8 ** np.abs(np.subtract.outer(np.arange(4), np.arange(4)))
 MASK = np.array([0.0, 1.0, 1.0, 0.0])
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
-# What ends above 0 ends in noise, and three_estimates ends in a mixture of estimates.
+# What ends above 0 ends in noise, and unipc ends in a mixture of estimates.
 TO_DATA = [name for name, build in SAMPLERS.items() if build(2)[-1].denoised_weight == 1]
-COLUMNS = ("epsilon_weight", "noise_weight", "anchor_weight", "alpha", "input_scale")
+COLUMNS = tuple(NEUTRAL)
 every_sampler_to_data = pytest.mark.parametrize("name", TO_DATA)
 both_ways = pytest.mark.parametrize("renoised", [False, True], ids=["projected", "renoised"])
 

@@ -15,6 +15,7 @@ from samplers import ELEMENTWISE, SAMPLERS, STOCHASTIC
 import kdiff_jax as kd
 from kdiff_jax._noise import threefry
 from kdiff_jax._noise.keyed import normal
+from kdiff_jax._table.schedule import NEUTRAL
 
 KEYS = jax.random.split(jax.random.key(11), 3)
 SHAPES = [(), (7,), (2, 3, 5, 7), (2, 257, 256)]  # the last past 2^16 counters
@@ -25,7 +26,7 @@ DATA = {
 }
 COLLECTIVE = r"all-reduce|all-gather|all-to-all|collective-permute"
 # Every column of the stochastic samplers: so their tables share an executable.
-COLUMNS = ("epsilon_weight", "noise_weight", "anchor_weight", "alpha", "input_scale")
+COLUMNS = tuple(NEUTRAL)
 
 
 def folded(keys, data):

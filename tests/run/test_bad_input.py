@@ -19,7 +19,7 @@ LEVELS, SHORT = kd.levels(NOISE, 3), kd.levels(NOISE, 2)
 CHURNED, UP = LEVELS.churned(1.0), LEVELS.reversed()
 EULER, DPM2, ANCESTRAL = kd.euler(LEVELS), kd.dpm2(LEVELS), kd.dpm2_ancestral(LEVELS)
 LCM = kd.lcm(kd.lcm_levels(NOISE, 3))
-HISTORIES = sp.adams_bashforth(LEVELS)
+HISTORIES = kd.unipc(LEVELS)
 CHURN = kd.dpm2(CHURNED)
 STACK = kd.stack([DPM2, DPM2])
 AT_TWO = STACK.rows_at(np.zeros(2, int))
@@ -76,6 +76,23 @@ SAMPLERS: list[Refusal] = [
     (lambda: kd.dpm2_ancestral(CHURNED), "eta = 1.0 adds noise of its own to levels with churn"),
     (lambda: kd.euler(CHURNED, eta=0.0), "eta = 0.0 adds noise of its own.*take one of the two"),
     (lambda: kd.lcm(CHURNED), "lcm adds noise of its own to levels with churn"),
+    (
+        lambda: kd.dpmpp_2m(LEVELS, solver="huen"),
+        "solver = 'huen' is not known.*'midpoint', 'heun'",
+    ),
+    (lambda: kd.dpmpp_2m(LEVELS, eta=-0.1), "eta = -0.1 must be finite and not negative"),
+    (lambda: kd.dpmpp_3m(LEVELS, 1.0, np.ones(2)), r"s_noise has shape \(2,\).*\[3\]"),
+    (lambda: kd.dpmpp_3m(LEVELS, published="no"), "published = 'no' is neither True nor False"),
+    (lambda: kd.dpmpp_3m(LEVELS, lower_order_final=1), "lower_order_final = 1 is neither True"),
+    (lambda: kd.unipc(LEVELS, corrector=None), "corrector = None is neither True nor False"),
+    (lambda: kd.dpmpp_2m(CHURNED), "dpmpp_2m goes on from estimates of earlier.*kd.dpm2 or kd.eul"),
+    (
+        lambda: kd.dpmpp_3m(CHURNED),
+        "dpmpp_3m goes on from estimates of earlier levels, and the noi",
+    ),
+    (lambda: kd.unipc(CHURNED), "unipc goes on from estimates of earlier levels, and the noise"),
+    (lambda: kd.dpmpp_2m(CHURNED, 1.0), "eta = 1.0 adds noise of its own to levels with churn"),
+    (lambda: kd.dpmpp_3m(UP, 1.0), "eta = 1.0 draws noise, and these levels ascend.*kd.dpm2"),
     (lambda: kd.dpm2_ancestral(UP), "eta = 1.0 draws noise, and these levels ascend.*kd.dpm2"),
     (lambda: kd.euler(UP, eta=0.5), "eta = 0.5 draws noise, and these levels ascend"),
     (lambda: kd.lcm(UP), "lcm draws noise, and these levels ascend"),

@@ -207,7 +207,7 @@ def test_nothing_is_donated_unasked():
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 9), reason="JAX makes such meshes from 0.9 on")
 @pytest.mark.parametrize("keys", ["one key", "[B] keys"])
-@pytest.mark.parametrize("name", [*MAIN, "three_estimates"])
+@pytest.mark.parametrize("name", [*MAIN, "unipc"])
 def test_the_mesh_that_jax_makes_by_default_gives_the_same_bits(name, keys):
     schedule, x = start(name)
     keys = key_of(keys, len(x))

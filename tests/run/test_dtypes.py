@@ -44,7 +44,7 @@ def test_histories_are_float32_whatever_dtype_a_denoiser_returns(name):
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", ["ancestral", "three_estimates"])
+@pytest.mark.parametrize("name", ["ancestral", "unipc"])
 def test_matmul_precision_is_about_the_network_alone(name):
     schedule, x = start(name)
 

@@ -11,9 +11,10 @@ from mixtures import gaussian_denoise
 from samplers import draws, relative_error, run_by_hand
 
 import kdiff_jax as kd
+from kdiff_jax._table.schedule import NEUTRAL
 
 # The columns of all samplers of a flow, so that they share executables.
-COLUMNS = ("epsilon_weight", "noise_weight", "anchor_weight", "alpha")
+COLUMNS = tuple(NEUTRAL)
 KEY = jax.random.key(1)
 network = kd.denoiser(
     lambda params, x, timestep: jnp.sin(1.7 * x) - 0.6 * x + 0.1, "flow_prediction"

@@ -30,7 +30,7 @@ framewise = kd.denoiser(frame_by_frame)
 # Six tables of different lengths, one a frame.
 NAMES = [
     ["dpm2", "inversion", "euler"],
-    ["dpm2_karras", "dpm2_sigmas_alone", "three_estimates"],
+    ["dpm2_karras", "dpm2_sigmas_alone", "unipc"],
 ]
 
 

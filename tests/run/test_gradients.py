@@ -42,7 +42,7 @@ def unrolled(theta, schedule):
     return jnp.sum(jnp.sin(state.sample))
 
 
-@pytest.mark.parametrize("name", ["euler", "dpm2", "ancestral", "lcm"])
+@pytest.mark.parametrize("name", ["euler", "dpm2", "ancestral", "lcm", "unipc"])
 def test_both_modes_match_finite_differences_and_the_unrolled_loop_in_float64(name):
     with sp.x64():
         schedule, theta = SAMPLERS[name](4), theta_of(jnp.float64)
@@ -199,16 +199,20 @@ THETA: dict[str, Any] = {
     "sigma_min": 0.05,
     "rho": 6.0,
 }
+DRAW = ("ancestral", "2m_sde")
 BUILDERS: dict[str, Any] = {
     "euler": kd.euler,
     "dpm2": kd.dpm2,
     "ancestral": kd.dpm2_ancestral,
+    "2m_sde": kd.dpmpp_2m,
+    "3m": kd.dpmpp_3m,
+    "unipc": kd.unipc,
 }
 
 
 def loss(theta, name):
     ends = {k: theta[k] for k in ("sigma_max", "sigma_min", "rho")}
-    extra = {"eta": theta["eta"], "s_noise": theta["s_noise"]} if name == "ancestral" else {}
+    extra = {"eta": theta["eta"], "s_noise": theta["s_noise"]} if name in DRAW else {}
     schedule = BUILDERS[name](kd.levels(NOISE, 4, grid="karras", **ends), **extra)
     x = schedule.init_noise_sigma * (theta["z"] + jnp.linspace(-1, 1, 6).reshape(2, 3))
     params = {"gain": theta["gain"], "shift": theta["shift"]}
@@ -218,7 +222,7 @@ def loss(theta, name):
 @pytest.mark.parametrize("name", BUILDERS)
 def test_gradients_for_a_grid_match_finite_differences(name):
     with sp.x64():
-        theta = THETA | ({"eta": 0.6, "s_noise": 1.1} if name == "ancestral" else {})
+        theta = THETA | ({"eta": 0.6, "s_noise": 1.1} if name in DRAW else {})
         theta = {k: jnp.asarray(v, jnp.float64) for k, v in theta.items()}
         value_and_gradient = jax.jit(jax.value_and_grad(functools.partial(loss, name=name)))
         _, gradient = value_and_gradient(theta)
@@ -241,7 +245,7 @@ def test_gradients_are_finite_at_the_edges():
         assert all(np.isfinite(slope) for slope in slopes.values())
 
 
-@pytest.mark.parametrize("name", ["dpm2", "ancestral", "lcm", "three_estimates"])
+@pytest.mark.parametrize("name", ["dpm2", "ancestral", "lcm", "unipc"])
 def test_gradient_for_the_initial_sample_and_params_is_finite_and_not_zero(name):
     gradient = jax.jit(jax.grad(functools.partial(sampled, schedule=SAMPLERS[name](4))))
     for leaf in jax.tree.leaves(gradient(theta_of(jnp.float32))):

@@ -102,7 +102,7 @@ def test_a_table_of_three_estimates_is_of_order_3():
 
 
 def test_the_state_holds_the_last_two_estimates_and_an_idle_row_keeps_all_of_it():
-    schedule = sp.SAMPLERS["three_estimates"](4)
+    schedule = sp.SAMPLERS["unipc"](4)
     denoise = kd.denoiser(sp.elementwise_model)
     state = kd.init(schedule, jnp.linspace(-3, 3, 8).reshape(2, 4))
     assert not np.any(state.denoised_1)

@@ -34,7 +34,7 @@ CHOSEN = [
     ("lcm, gradient", "shard_map", "one key"),
     ("thresholded", "shard_map", "sharded keys"),
     ("consistency", "shard_map, unchecked", "one key"),
-    ("three_estimates, stacked", "shard_map, unchecked", "sharded keys"),
+    ("unipc, stacked", "shard_map, unchecked", "sharded keys"),
 ]
 
 

@@ -74,7 +74,7 @@ def test_the_first_rows_alone_end_in_the_state_that_the_rest_begins_with(name):
     assert relative_error(resumed, whole) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["euler", "ancestral", "lcm", "three_estimates"])
+@pytest.mark.parametrize("name", ["euler", "ancestral", "lcm", "unipc"])
 def test_a_state_that_save_fn_returned_resumes_bitwise(name):
     schedule, x = start(name)
 
@@ -120,7 +120,7 @@ def test_the_rest_draws_the_noise_of_the_whole_run_bitwise(name):
 
 
 def test_a_stack_is_resumed_by_its_tables():
-    names = ("dpm2_karras", "ancestral", "three_estimates", "euler")
+    names = ("dpm2_karras", "ancestral", "unipc", "euler")
     tables = [SAMPLERS[name](N) for name in names]
     stack = kd.stack(tables)
     x = kd.initial_sample(stack, KEY, SHAPE)
@@ -164,7 +164,7 @@ def test_a_raw_sample_is_refused_where_the_rows_left_out_are_read(name):
 STATES = {
     "euler": "no history",
     "dpm2": "anchor",
-    "three_estimates": "denoised_1 and denoised_2",
+    "unipc": "denoised_1 and denoised_2",
 }
 
 
@@ -174,8 +174,8 @@ def test_a_state_of_other_columns_is_refused(name):
     state = kd.init(schedule, x)
     assert (state.anchor is None, state.denoised_1 is None, state.denoised_2 is None) == (
         name != "dpm2",
-        name != "three_estimates",
-        name != "three_estimates",
+        name != "unipc",
+        name != "unipc",
     )
     for other in STATES:
         table, _ = start(other)
@@ -197,7 +197,7 @@ def test_a_state_of_other_columns_is_refused(name):
 
 
 def test_a_state_of_one_history_is_refused_where_rows_read_two():
-    schedule, x = start("three_estimates")
+    schedule, x = start("unipc")
     zeros = jnp.zeros_like(x)
     with pytest.raises(ValueError, match="holds denoised_1 and the rows read denoised_1 and denoi"):
         sampled(schedule[1:], kd.State(x, denoised_1=zeros))

@@ -65,7 +65,7 @@ def test_a_padded_run_saves_the_same_and_zeros_past_its_end(name):
             assert not np.any(got[steps:])
 
 
-@pytest.mark.parametrize(("name", "row"), [("dpm2", 4), ("lcm", 2), ("three_estimates", 2)])
+@pytest.mark.parametrize(("name", "row"), [("dpm2", 4), ("lcm", 2), ("unipc", 2)])
 def test_the_rest_of_a_run_saves_from_its_own_first_step_on(name, row):
     schedule, x = start(name)
     _, whole = kd.sample(mixing, MIXING, schedule, x, KEY, save_fn=save_all)

@@ -5,6 +5,7 @@ rectified flow, the solution of the ODE and the exact consistency function are i
 """
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -18,9 +19,10 @@ from mixtures import DATA, GAUSSIAN, SHAPE, assert_distributed_as
 from samplers import NOISE, relative_error
 
 import kdiff_jax as kd
+from kdiff_jax._table.schedule import NEUTRAL
 
 FLOW, SD3 = kd.flow_schedule(), kd.flow_schedule(shift=3.0)
-COLUMNS = ("epsilon_weight", "anchor_weight", "alpha", "input_scale")
+COLUMNS = tuple(set(NEUTRAL) - {"noise_weight"})
 
 
 # --- order -----------------------------------------------------------------------------------
@@ -43,8 +45,11 @@ def errors_at_the_last_level(sampler, noise, data, counts, **grid):
 
 
 KARRAS, TO_0_02 = {"grid": "karras"}, {"grid": "karras", "sigma_min": 0.02}
+# From 1/N to the last level of a flow, 0.001, a step is long in log sigma: UniPC has 2.5 there.
+LINEAR = {"grid": "karras", "rho": 1.0, "sigma_min": 0.02}
 FEW, MANY = [20, 40, 80], [40, 80, 160]
 FOUR, LATE = [20, 40, 80, 160], [160, 320]
+THIRD = functools.partial(kd.dpmpp_3m, published=False)
 
 
 def dpmpp_2s(levels):
@@ -69,6 +74,12 @@ def dpmpp_2s(levels):
         (kd.heun, FLOW, {}, "gaussian", LATE, 1.9, 2.2, 1e-3),
         (dpmpp_2s, NOISE, KARRAS, "gaussian", FOUR, 1.9, 2.2, 1e-3),
         (dpmpp_2s, FLOW, {}, "gaussian", LATE, 1.9, 2.2, 1e-3),
+        (kd.dpmpp_2m, NOISE, KARRAS, "gaussian", FOUR, 1.9, 2.2, 1e-3),
+        (kd.dpmpp_2m, FLOW, {}, "gaussian", LATE, 1.9, 2.2, 1e-3),
+        (kd.dpmpp_3m, NOISE, KARRAS, "gaussian", FOUR, 1.35, 2.2, 1e-3),
+        (THIRD, NOISE, KARRAS, "gaussian", FOUR, 2.8, 3.3, 1e-4),
+        (kd.unipc, NOISE, KARRAS, "gaussian", FOUR, 2.8, 3.2, 1e-4),
+        (kd.unipc, FLOW, LINEAR, "gaussian", LATE, 2.8, 3.2, 1e-4),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -80,7 +91,7 @@ def test_order_of_convergence(sampler, noise, grid, name, counts, low, high, wor
     assert all(low < order < high for order in orders), orders
 
 
-@pytest.mark.parametrize("sampler", [kd.euler, kd.dpm2, kd.heun], ids=["euler", "dpm2", "heun"])
+@pytest.mark.parametrize("sampler", [kd.euler, kd.dpm2, kd.heun, kd.dpmpp_2m, kd.unipc])
 def test_straight_lines_of_a_flow_are_solved_exactly(sampler):
     # A velocity that is constant along each line: x0 = x - v, in any number of steps.
     velocity = np.random.default_rng(1).normal(size=(4, 8)).astype(np.float32)

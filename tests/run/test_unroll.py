@@ -26,7 +26,7 @@ elementwise = kd.denoiser(sp.elementwise_model)
         ("dpm2", 4, 3),
         ("dpm2", 1, 2),
         ("ancestral", 4, 3),
-        ("three_estimates", 4, 3),
+        ("unipc", 4, 3),
     ],
 )
 def test_unrolled_rows_give_the_same_samples_and_saves_and_trace_once(name, steps, unroll):

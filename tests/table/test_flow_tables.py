@@ -66,6 +66,9 @@ def test_every_row_carries_the_exact_marginal_to_the_next(name):
         a, d, e, z = (0.0 if weight is None else float(weight) for weight in weights)
         eps = sample[1] / float(row.sigma)
         noise = a * anchor[1] + e * eps + z * noises[place + 1]
+        # D of earlier rows is x0 as well.
+        earlier = (row.denoised_weight_1, row.denoised_weight_2)
+        d += sum(float(weight) for weight in earlier if weight is not None)
         sample = a * anchor[0] + d, noise
         anchor = sample if row.advances is None or bool(row.advances) else anchor
     assert sample[0] == pytest.approx(1, abs=1e-6)

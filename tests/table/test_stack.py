@@ -152,7 +152,7 @@ def test_sharded_over_devices_every_sample_still_runs_its_own_table():
 
 
 def test_a_stack_has_the_columns_of_all_its_tables_and_no_more():
-    names = ["euler", "dpm2", "ancestral", "lcm", "three_estimates"]
+    names = ["euler", "dpm2", "ancestral", "lcm", "unipc"]
     for first in names:
         for second in names:
             pair = [SAMPLERS[first](3), SAMPLERS[second](3)]

@@ -216,7 +216,10 @@ COLUMNS = {
     "lcm": {"noise_weight", "alpha"},
     "tcd": {"epsilon_weight", "noise_weight", "alpha"},
     "inversion": EULER | ANCHOR,
-    "three_estimates": EULER | {"denoised_weight_1", "denoised_weight_2"},
+    "dpmpp_2m": EULER | {"denoised_weight_1"},
+    "dpmpp_2m_sde": EULER | {"denoised_weight_1", "noise_weight"},
+    "dpmpp_3m_sde": EULER | {"denoised_weight_1", "denoised_weight_2", "noise_weight"},
+    "unipc": EULER | {"denoised_weight_1", "denoised_weight_2"},
 }
 
 
