@@ -228,27 +228,28 @@ def k_sample_dpmpp_3m_sde(
     s_noise: float = 1.0,
 ) -> Array:
     """k-diffusion's `sample_dpmpp_3m_sde`. Args: as of `k_sample_dpm_2_ancestral`."""
-    x = np.asarray(x, np.float64)
+    sample: Array = np.asarray(x, np.float64)
+    noise = np.asarray(noise, np.float64)
     denoised_1: Any = 0.0
     denoised_2: Any = 0.0
     h_1 = h_2 = math.nan
     for i in range(len(sigmas) - 1):
-        denoised = model(x, float(sigmas[i]))
+        denoised = model(sample, float(sigmas[i]))
         if sigmas[i + 1] == 0:
             return denoised
         h = math.log(sigmas[i] / sigmas[i + 1])
         h_eta = h * (eta + 1)
-        x = math.exp(-h_eta) * x - math.expm1(-h_eta) * denoised
+        sample = math.exp(-h_eta) * sample - math.expm1(-h_eta) * denoised
         phi_2 = math.expm1(-h_eta) / h_eta + 1
         if i > 1:
             r0, r1 = h_1 / h, h_2 / h
             d1_0, d1_1 = (denoised - denoised_1) / r0, (denoised_1 - denoised_2) / r1
             d1 = d1_0 + (d1_0 - d1_1) * r0 / (r0 + r1)
             d2 = (d1_0 - d1_1) / (r0 + r1)
-            x = x + phi_2 * d1 - (phi_2 / h_eta - 0.5) * d2
+            sample = sample + phi_2 * d1 - (phi_2 / h_eta - 0.5) * d2
         elif i > 0:
-            x = x + phi_2 * (denoised - denoised_1) / (h_1 / h)
-        x = x + noise[i] * sigmas[i + 1] * math.sqrt(-math.expm1(-2 * h * eta)) * s_noise
+            sample = sample + phi_2 * (denoised - denoised_1) / (h_1 / h)
+        sample = sample + noise[i] * sigmas[i + 1] * math.sqrt(-math.expm1(-2 * h * eta)) * s_noise
         denoised_1, denoised_2 = denoised, denoised_1
         h_1, h_2 = h, h_1
-    return x
+    return sample

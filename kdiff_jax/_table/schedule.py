@@ -34,7 +34,7 @@ NEUTRAL = {
 class Schedule:
     """The rows of a run, an immutable pytree; `schedule.rows` is the `xs` of a `lax.scan`.
 
-    Made by `kd.euler`, `kd.dpm2` and the other samplers from `kd.levels`. Its numbers
+    Made from `kd.levels` by a sampler: `kd.euler`, `kd.dpm2`, `kd.dpmpp_2m` and so on. Its numbers
     are leaves: a table of the same length and columns never recompiles, nor does one of any length
     after `pad`. `kd.stack` gives the leaves of many tables a leading axis B.
 
@@ -68,7 +68,7 @@ class Schedule:
 
     @property
     def num_rows(self) -> int:
-        """R, the evaluations of the network: 2N - 1 for DPM2, N for Euler and LCM.
+        """R, the evaluations of the network: 2N - 1 for DPM2, N for samplers of one row a step.
 
         The real ones of a padded table, the most of any table of a stack. Where the length is
         traced it is no number: ValueError.

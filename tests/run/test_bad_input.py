@@ -77,14 +77,14 @@ SAMPLERS: list[Refusal] = [
     (lambda: kd.euler(CHURNED, eta=0.0), "eta = 0.0 adds noise of its own.*take one of the two"),
     (lambda: kd.lcm(CHURNED), "lcm adds noise of its own to levels with churn"),
     (
-        lambda: kd.dpmpp_2m(LEVELS, solver="huen"),
+        lambda: kd.dpmpp_2m(LEVELS, solver="huen"),  # type: ignore[arg-type]
         "solver = 'huen' is not known.*'midpoint', 'heun'",
     ),
     (lambda: kd.dpmpp_2m(LEVELS, eta=-0.1), "eta = -0.1 must be finite and not negative"),
     (lambda: kd.dpmpp_3m(LEVELS, 1.0, np.ones(2)), r"s_noise has shape \(2,\).*\[3\]"),
-    (lambda: kd.dpmpp_3m(LEVELS, published="no"), "published = 'no' is neither True nor False"),
-    (lambda: kd.dpmpp_3m(LEVELS, lower_order_final=1), "lower_order_final = 1 is neither True"),
-    (lambda: kd.unipc(LEVELS, corrector=None), "corrector = None is neither True nor False"),
+    (lambda: kd.dpmpp_3m(LEVELS, published="no"), "published = 'no' is neither True nor False"),  # type: ignore[arg-type]
+    (lambda: kd.dpmpp_3m(LEVELS, lower_order_final=1), "lower_order_final = 1 is neither True"),  # type: ignore[arg-type]
+    (lambda: kd.unipc(LEVELS, corrector=None), "corrector = None is neither True nor False"),  # type: ignore[arg-type]
     (lambda: kd.dpmpp_2m(CHURNED), "dpmpp_2m goes on from estimates of earlier.*kd.dpm2 or kd.eul"),
     (
         lambda: kd.dpmpp_3m(CHURNED),

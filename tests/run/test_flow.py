@@ -23,24 +23,29 @@ network = kd.denoiser(
 
 @every_sampler
 def test_runs_by_hand_unrolled_padded_stacked_and_cut_are_one(name):
-    # As many rows for every sampler: 7.
+    # As many rows for every sampler: 7. Estimates of earlier rows have weights of up to 1.7.
     two_a_step = ("dpm2", "ancestral", "heun", "2s_ancestral")
     levels = kd.levels(SD3, 4 if name in two_a_step else 7)
     schedule = SAMPLERS[name](levels)
+    multistep = schedule.rows.denoised_weight_1 is not None
+    bound = 2e-6 if multistep else 1e-6
     x = kd.initial_sample(schedule, KEY, (2, 8))
     whole = kd.sample(network, None, schedule, x, KEY)
     states = run_by_hand(network, None, schedule.pad(12, COLUMNS), x, KEY)
-    assert relative_error(states[-1].sample, whole) < 1e-6
+    assert relative_error(states[-1].sample, whole) < bound
     padded = schedule.pad(12, COLUMNS)
     for same in (
         kd.sample(network, None, schedule, x, KEY, unroll=2),
         kd.sample(network, None, padded, x, KEY),
         kd.sample(network, None, kd.stack([padded, padded]), x, KEY),
     ):
-        assert relative_error(same, whole) < 1e-6
-    rest = SAMPLERS[name](levels.start_at(2)).pad(12, COLUMNS)
-    halfway = states[schedule.num_rows - rest.num_rows].sample
-    assert relative_error(kd.sample(network, None, rest, halfway, KEY), whole) < 1e-6
+        assert relative_error(same, whole) < bound
+    rest = SAMPLERS[name](levels.start_at(2))
+    start = schedule.num_rows - rest.num_rows
+    # A multistep run goes on with its own rows, and the State.
+    rest = (schedule[start:] if multistep else rest).pad(12, COLUMNS)
+    halfway = states[start] if multistep else states[start].sample
+    assert relative_error(kd.sample(network, None, rest, halfway, KEY), whole) < bound
 
 
 @pytest.mark.parametrize("name", ["ancestral", "euler_ancestral", "lcm"])

@@ -12,16 +12,23 @@ from mixtures import GAUSSIAN, gaussian_denoise, gaussian_solution
 from samplers import MIXING, NOISE, relative_error
 
 import kdiff_jax as kd
+from kdiff_jax._table.schedule import NEUTRAL
 
 MEAN, STD = GAUSSIAN[1:, 0]
-SAMPLERS: dict[str, Any] = {"dpm2": kd.dpm2, "heun": kd.heun, "euler": kd.euler}
+SAMPLERS: dict[str, Any] = {
+    "dpm2": kd.dpm2,
+    "heun": kd.heun,
+    "euler": kd.euler,
+    "2m": kd.dpmpp_2m,
+    "unipc": kd.unipc,
+}
 FLOW = kd.flow_schedule()
 mixing = kd.denoiser(sp.mixing_model)
 
 
 def run(schedule, x):
-    """From one executable for both samplers, both ways, every N, and flows too."""
-    columns = ("epsilon_weight", "anchor_weight", "alpha", "input_scale")
+    """From one executable for all samplers, both ways, every N, and flows too."""
+    columns = set(NEUTRAL) - {"noise_weight"}
     return kd.sample(gaussian_denoise, None, schedule.pad(800, columns), x)
 
 
@@ -101,7 +108,14 @@ def test_a_traced_run_turns_over_and_has_gradients():
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("dpm2", 1.95, 2.1), ("heun", 1.95, 2.1), ("euler", 0.95, 1.05)]
+    ("name", "low", "high"),
+    [
+        ("dpm2", 1.95, 2.1),
+        ("heun", 1.95, 2.1),
+        ("euler", 0.95, 1.05),
+        ("2m", 1.9, 2.2),
+        ("unipc", 2.8, 3.2),
+    ],
 )
 def test_the_way_up_has_the_order_of_the_sampler(name, low, high):
     counts, errors = [20, 40, 80], []
