@@ -17,7 +17,7 @@ from kdiff_jax._denoise.prediction import Denoise, Prediction
 from kdiff_jax._noise.given import NoiseFn, add_noise_of
 from kdiff_jax._noise.keyed import add_row_noise
 from kdiff_jax._run import progress
-from kdiff_jax._run.ring import pushed, recalled, ring_of, without
+from kdiff_jax._run.ring import remembered, ring_of, without
 from kdiff_jax._run.state import State, begun
 from kdiff_jax._run.step import advance
 from kdiff_jax._table.row import Row, with_units
@@ -74,11 +74,7 @@ def run(
             row = replace(row, idle=loop.done >= length)
         row = with_units(row)
         prediction = denoise(params, loop.state.sample, row, cond)
-        before, ring = loop.state, loop.ring
-        if ring is not None and loop.done is not None:
-            # An idle sample stays idle to the end, so what it remembers is never read again.
-            ring = pushed(ring, prediction.denoised.astype(ring.dtype), loop.done)
-            before = recalled(before, ring, loop.done)
+        before, ring = remembered(loop.state, loop.ring, prediction.denoised, loop.done)
         add_noise = None
         if row.noise_weight is not None:
             own = add_row_noise if noise_fn is None else functools.partial(add_noise_of, noise_fn)
@@ -95,15 +91,10 @@ def run(
         if bar is not None:
             progress.report(bar, loop.done, end, 1 if remat == "segments" else unroll)
 
-    ring = ring_of(state)
-    counted = bar is not None or length is not None or ring is not None
-    loop = Loop(
-        jnp.int32(0) if counted else None,
-        without(state),
-        None if save_fn is None else _buffers(save_fn, state, rows, schedule.sigmas.shape[-1] - 1),
-        None if bar is None else jnp.int32(0),
-        ring,
-    )
+    saved = None
+    if save_fn is not None:
+        saved = _buffers(save_fn, state, rows, schedule.sigmas.shape[-1] - 1)
+    loop = _at_first(state, saved, bar, length)
     if length is None:
         loop = _scan(body, report, loop, rows, unroll, remat)
     else:
@@ -112,6 +103,14 @@ def run(
         progress.report_end(bar, loop.mark)
     # The sample alone: a history would be one more array to write down.
     return loop.state.sample, loop.saved
+
+
+def _at_first(state: State, saved: Any, bar: jax.Array | None, length: jax.Array | None) -> Loop:
+    """The carry before the first row."""
+    ring = ring_of(state)
+    counted = any(value is not None for value in (bar, length, ring))
+    done, mark = jnp.int32(0) if counted else None, None if bar is None else jnp.int32(0)
+    return Loop(done, without(state), saved, mark, ring)
 
 
 def _shared_as(x: jax.Array | State, *others: jax.Array | None) -> jax.Array | State:

@@ -25,17 +25,20 @@ def ring_of(state: State) -> jax.Array | None:
     return jnp.stack([state.denoised_1, *older, state.denoised_1])
 
 
-def pushed(ring: jax.Array, denoised: jax.Array, row: jax.Array) -> jax.Array:
-    """The ring with D of this row."""
-    return jax.lax.dynamic_update_index_in_dim(ring, denoised, _slot(ring, row, 0), 0)
-
-
-def recalled(state: State, ring: jax.Array, row: jax.Array) -> State:
-    """The State with D_1 and D_2 of this row, from a ring that holds its D already."""
-    size = ring.shape[0]
+def remembered(
+    state: State, ring: jax.Array | None, denoised: jax.Array, row: jax.Array | None
+) -> tuple[State, jax.Array | None]:
+    """The State with D_1 and D_2 of this row, and the ring with its D."""
+    if ring is None or row is None:
+        return state, ring
+    # Written first: then the reads are of the new ring, and XLA needs no copy of the old one. An
+    # idle sample stays idle to the end, so what it remembers is never read again.
+    size, denoised = ring.shape[0], denoised.astype(ring.dtype)
+    ring = jax.lax.dynamic_update_index_in_dim(ring, denoised, _slot(row, 0, size), 0)
     names = ("denoised_1", "denoised_2")[: size - 1]
-    found = {name: _read(ring, _slot(ring, row, back)) for back, name in enumerate(names, 1)}
-    return replace(state, **found)
+    slots = [_slot(row, back, size) for back in range(1, size)]
+    found = [jax.lax.dynamic_index_in_dim(ring, slot, keepdims=False) for slot in slots]
+    return replace(state, **dict(zip(names, found, strict=True))), ring
 
 
 def without(state: State) -> State:
@@ -43,10 +46,5 @@ def without(state: State) -> State:
     return replace(state, denoised_1=None, denoised_2=None)
 
 
-def _slot(ring: jax.Array, row: jax.Array, back: int) -> jax.Array:
-    size = ring.shape[0]
+def _slot(row: jax.Array, back: int, size: int) -> jax.Array:
     return jax.lax.rem(row + (size - back), jnp.int32(size))
-
-
-def _read(ring: jax.Array, slot: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(ring, slot, keepdims=False)
