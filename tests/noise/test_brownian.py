@@ -93,6 +93,38 @@ def test_neighbouring_steps_of_a_fine_grid_are_unit_and_independent():
         )
 
 
+@pytest.mark.parametrize("name", ["lcm", "linear_quadratic", "one piece", "stack"])
+def test_the_noise_of_the_shortest_steps_is_unit_noise(name):
+    lcm = kd.lcm(kd.lcm_levels(NOISE, 50)).sigmas[:-1]
+    flow = kd.levels(kd.flow_schedule(), 200, grid="linear_quadratic").sigmas[:-1]
+    noise_fn = kd.brownian_noise()
+    if name in ("lcm", "linear_quadratic"):
+        sigmas = np.asarray(lcm if name == "lcm" else flow)
+        shortest = int(np.argmin(-np.diff(np.log(sigmas))))
+        k = min(shortest, len(sigmas) - 3)
+        z = increments(noise_fn, sigmas[k : k + 3], SIZE)
+        assert abs(np.mean(z[0] * z[1])) < 5 / np.sqrt(SIZE)
+    else:
+        # Ends within one last piece, a fifth of all: one draw makes both of a step.
+        noise_fn = kd.brownian_noise(LOW, HIGH, depth=1)
+        ends = np.array([[19.0, 18.0, 0.03], [18.0, 5.0, 0.021]])
+        if name == "stack":
+            row, keys = row_between(*ends), jax.random.split(KEY, 3)
+            z = np.asarray(increment(noise_fn, keys, row, (3, SIZE)))
+        else:
+            z = np.concatenate([increments(noise_fn, pair, SIZE) for pair in ends.T])
+    assert np.all(np.abs(np.mean(z**2, axis=1) - 1) < 5 * np.sqrt(2 / SIZE))
+
+
+def test_the_default_path_holds_every_training_schedule():
+    cosine = kd.noise_schedule("squaredcos_cap_v2")
+    no_signal = kd.noise_schedule("squaredcos_cap_v2", rescale_zero_terminal_snr=True)
+    low_shift = kd.levels(kd.flow_schedule(0.25), 1000)
+    for levels in (kd.levels(cosine, 1000), kd.levels(no_signal, 1000), low_shift):
+        ends = np.asarray(levels.sigmas)[[0, -2]]
+        assert np.all(np.isfinite(increments(kd.brownian_noise(), ends, SIZE)))
+
+
 def test_an_increment_is_the_sum_of_its_parts():
     levels = HIGH * (LOW / HIGH) ** np.array([0, 0.01, 0.2, 0.5, 0.50001, 0.7, 1])
     parts = increments(brownian, levels, SIZE)
