@@ -68,7 +68,7 @@ def divided(x: jax.Array, number: jax.Array) -> jax.Array:
     XLA divides, or multiplies with the reciprocal, as it finds other uses of the number: in the
     program of one device otherwise than in that of several, which then differ in the last bit.
     """
-    return x * (1 / number)
+    return x * jnp.reciprocal(number)
 
 
 def on_own_mesh(function: Function) -> Function:
@@ -93,7 +93,11 @@ def on_own_mesh(function: Function) -> Function:
 
 def as_float(value: ArrayLike) -> jax.Array:
     """A number as a leaf of one dtype, so that another value is never another program."""
-    return jnp.asarray(value, jax.dtypes.canonicalize_dtype(np.float64))
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    if isinstance(value, jax.Array):
+        return value.astype(dtype)
+    # A copy, sent openly: `jax.transfer_guard("disallow")` stops what jnp.asarray sends.
+    return jax.device_put(np.array(value, dtype))
 
 
 def put_like(tree: Any, like: jax.Array) -> Any:

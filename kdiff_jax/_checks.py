@@ -5,6 +5,8 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import Array, is_traced
@@ -23,6 +25,35 @@ def shown(value: Any) -> str:
     except Exception as error:
         return f"a {type(value).__name__} (its repr raises {type(error).__name__})"
     return text if len(text) <= 120 else f"{text[:100]}... ({type(value).__name__})"
+
+
+def brought(value: Any) -> str:
+    """What an argument is, in a message: a container by its type, since it may be of any size."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return f"{value.dtype}{list(value.shape)}"
+    plain = value is None or callable(value) or isinstance(value, (int, float, complex, str, bytes))
+    if plain or type(value).__module__.startswith("kdiff_jax."):
+        return shown(value)
+    return f"a {type(value).__name__}"
+
+
+def check_array(name: str, value: Any, *, finite: bool = True) -> jax.Array:
+    """An array of a real floating dtype with a batch axis; lists and numbers are none.
+
+    A NaN is seen where the array is on the host.
+    """
+    if not isinstance(value, (jax.Array, np.ndarray)):
+        raise ValueError(
+            f"{name} is {brought(value)}; expected an array [B, ...] of JAX or NumPy: pass one, "
+            "such as jnp.asarray(...)."
+        )
+    if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.itemsize > 8:
+        raise ValueError(f"{name} is {value.dtype}; expected a real floating dtype: cast it first.")
+    if value.ndim < 1:
+        raise ValueError(f"{name} is a scalar; expected [B, ...], the batch axis first.")
+    if finite and isinstance(value, np.ndarray) and not np.all(np.isfinite(value)):
+        raise ValueError(f"{name} holds a NaN or an infinity; every entry must be finite.")
+    return jnp.asarray(value)
 
 
 def check_flag(name: str, value: Any) -> bool:

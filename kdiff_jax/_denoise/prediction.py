@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import as_float, divided, is_traced, per_sample
-from kdiff_jax._checks import check_number
+from kdiff_jax._checks import as_numbers, check_number
 from kdiff_jax._table.row import Row
 
 
@@ -46,10 +46,11 @@ class Denoise(Protocol):
 
 def units(row: Row, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """alpha, sigma and input_scale of a row in the dtype and rank of x; 1 where there is none."""
-    one = jnp.ones((), x.dtype)
-    alpha = one if row.alpha is None else per_sample(row.alpha, x)
-    scale = one if row.input_scale is None else per_sample(row.input_scale, x)
-    return alpha, per_sample(row.sigma, x), scale
+
+    def or_one(leaf: jax.Array | None) -> jax.Array:
+        return jnp.ones((), x.dtype) if leaf is None else per_sample(leaf, x)
+
+    return or_one(row.alpha), per_sample(row.sigma, x), or_one(row.input_scale)
 
 
 def epsilon_of(denoised: jax.Array, x: jax.Array, row: Row) -> jax.Array:
@@ -74,8 +75,11 @@ def as_pytree(function: Callable[..., Any]) -> Any:
 def as_leaf(name: str, value: ArrayLike, **bounds: float) -> jax.Array:
     """An option of a wrapper as its leaf: finite numbers within their bounds, see check_number."""
     if not is_traced(value):
-        for number in np.ravel(np.asarray(value, object)):
-            check_number(name, number, **bounds)
+        dtype = jax.dtypes.canonicalize_dtype(np.float64)
+        several = isinstance(value, (list, tuple, np.ndarray, jax.Array))
+        for number in as_numbers(name, jax.device_get(value)).flat if several else [value]:
+            if abs(check_number(name, number, **bounds)) > float(np.finfo(dtype).max):
+                raise ValueError(f"{name} = {number} is more than {dtype} holds; pass less.")
     return as_float(value)
 
 

@@ -18,13 +18,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import along, as_float, is_traced, on_own_mesh
 from kdiff_jax._checks import check_int, check_number
 from kdiff_jax._denoise.prediction import brief
 from kdiff_jax._noise.keyed import check_shape, draw, sample_keys
+from kdiff_jax._table.check import check_row, is_known
 from kdiff_jax._table.row import Row
+from kdiff_jax._table.schedule import Schedule
 
 _DOMAIN = 0x62726F77  # a domain of the key of its own, beside those of keyed
 _MAX_DEPTH = 20  # beyond, places on the path differ by less than float32 resolves
@@ -40,11 +43,31 @@ class BrownianNoise:
     depth: int = field(metadata={"static": True})
 
     def __call__(self, key: jax.Array, row: Row, shape: Sequence[int]) -> jax.Array:
+        check_row(row)
         shape = check_shape(shape)
         # A path has no derivative: gradients take z as a constant, as they do other noise.
         path, left, reached = jax.lax.stop_gradient((self, row.sigma_left, row.sigma_reached))
         keys = sample_keys(key, shape[0])
         return _increment(path, keys, jnp.asarray(left), jnp.asarray(reached), shape)
+
+    def check_run(self, schedule: Schedule, shape: tuple[int, ...]) -> None:
+        """Refuses a run with levels outside the path, where both are known."""
+        del shape
+        ends = self.sigma_min, self.sigma_max
+        columns = schedule.rows.sigma_left, schedule.rows.sigma_reached
+        if not all(map(is_known, (*ends, *columns))):
+            return
+        low, high, *levels = (np.float64(leaf) for leaf in jax.device_get((*ends, *columns)))
+        sigmas = np.stack(levels)
+        sigmas = sigmas[sigmas > 0]
+        # As far past the ends as `_place` takes for rounding.
+        past = (high / low) ** 9e-7
+        if sigmas.size and (sigmas.min() * past < low or sigmas.max() > high * past):
+            raise ValueError(
+                f"the run goes from sigma {sigmas.max():.6g} to {sigmas.min():.6g}, and the path "
+                f"of brownian_noise spans {low:.6g} to {high:.6g}; pass it sigma_min and "
+                "sigma_max that hold every run that is to see the path."
+            )
 
     def __repr__(self) -> str:
         ends = f"{brief(self.sigma_min)} to {brief(self.sigma_max)}"
@@ -153,7 +176,8 @@ def brownian_noise(
       each frame a path of its own.
 
     Raises:
-      ValueError: levels that are not positive or not in this order; a depth outside its range;
+      ValueError: levels that are not positive, not in this order, or further apart than float32
+        knows ratios; in `kd.sample`, a run with levels outside the path; a depth outside its range;
         a key or shape as for `initial_sample`.
 
     Example:
@@ -175,7 +199,14 @@ def brownian_noise(
     """
     low = check_number("sigma_min", sigma_min, above=0)
     high = check_number("sigma_max", sigma_max, above=0)
-    if not is_traced(low, high) and not low < high:
+    tiny, most = (float(end) for end in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+    known = not is_traced(low, high)
+    if known and (low < tiny or high > most or high / low > most):
+        raise ValueError(
+            f"sigma_min = {low} to sigma_max = {high} is more than float32 holds; pass a narrower "
+            "range."
+        )
+    if known and not np.float32(low) < np.float32(high):
         raise ValueError(
             f"sigma_min = {sigma_min} is not below sigma_max = {sigma_max}; pass the lowest and "
             "the highest noise level of the runs."

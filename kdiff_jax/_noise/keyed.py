@@ -7,6 +7,7 @@ index of the row, then, where a row has one index a frame, the frame.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import along, on_own_mesh, per_sample, state_dtype
-from kdiff_jax._checks import check_int
+from kdiff_jax._checks import check_array, check_int, shown
 from kdiff_jax._denoise.prediction import units
 from kdiff_jax._noise import threefry
+from kdiff_jax._table.check import check_row, check_schedule
 from kdiff_jax._table.row import Row
 from kdiff_jax._table.schedule import Schedule
 
@@ -25,6 +27,7 @@ from kdiff_jax._table.schedule import Schedule
 # 3 would be the step noise of row 3.
 INITIAL_DOMAIN = 0x696E6974
 STEP_DOMAIN = 0x73746570
+_MOST_NUMBERS = 2**40
 
 
 def initial_sample(schedule: Schedule, key: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -39,8 +42,8 @@ def initial_sample(schedule: Schedule, key: jax.Array, shape: Sequence[int]) -> 
       [B, ...] float32 (float64 under x64, its noise drawn in float32).
 
     Raises:
-      ValueError: a key that is no key, of another number than B, or of an implementation whose
-        noise depends on the neighbours; a shape without a batch axis.
+      ValueError: a schedule that is none; a key that is no key, of another number than B, or of an
+        implementation whose noise depends on the neighbours; a shape without a batch axis.
 
     Example:
       >>> import jax, kdiff_jax as kd
@@ -50,12 +53,19 @@ def initial_sample(schedule: Schedule, key: jax.Array, shape: Sequence[int]) -> 
 
     Source: `init_noise_sigma` of diffusers' schedulers.
     """
+    check_schedule(schedule)
     shape = check_shape(shape)
-    noise = draw(sample_keys(key, shape[0]), INITIAL_DOMAIN, jnp.int32(0), shape)
+    return _initial(schedule.init_noise_sigma, sample_keys(key, shape[0]), shape)
+
+
+# Compiled, so that the number of the domain is no transfer.
+@functools.partial(jax.jit, static_argnums=2)
+def _initial(init_noise_sigma: jax.Array, keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    noise = draw(keys, INITIAL_DOMAIN, jnp.int32(0), shape)
     # Kept apart from the sqrt(2) inside a normal number: where init_noise_sigma is a constant of
     # the program, XLA would multiply the two first, and round another way.
-    noise = jax.lax.optimization_barrier(noise.astype(schedule.init_noise_sigma.dtype))
-    return per_sample(schedule.init_noise_sigma, noise) * noise
+    noise = jax.lax.optimization_barrier(noise.astype(init_noise_sigma.dtype))
+    return per_sample(init_noise_sigma, noise) * noise
 
 
 def row_noise(key: jax.Array, row: Row, shape: Sequence[int]) -> jax.Array:
@@ -82,6 +92,7 @@ def row_noise(key: jax.Array, row: Row, shape: Sequence[int]) -> jax.Array:
       >>> kd.row_noise(jax.random.key(0), schedule[0], (2, 8)).shape
       (2, 8)
     """
+    check_row(row)
     shape = check_shape(shape)
     return draw(sample_keys(key, shape[0]), STEP_DOMAIN, jnp.asarray(row.index), shape)
 
@@ -110,8 +121,9 @@ def add_noise(row: Row, x0: jax.Array, eps: jax.Array) -> jax.Array:
 
     Source: `add_noise` of diffusers' KDPM2DiscreteScheduler and LCMScheduler.
     """
-    x0, eps = jnp.asarray(x0), jnp.asarray(eps)
-    if x0.ndim < 1 or x0.shape != eps.shape:
+    check_row(row)
+    x0, eps = check_array("x0", x0), check_array("eps", eps)
+    if x0.shape != eps.shape:
         raise ValueError(f"x0 {x0.shape} and eps {eps.shape} differ; expected [B, ...] both.")
     x0 = x0.astype(state_dtype(x0))
     alpha, sigma, _ = units(row, x0)
@@ -199,7 +211,10 @@ def normal(keys: jax.Array, data: tuple[jax.Array, ...], shape: tuple[int, ...])
 def sample_keys(key: Any, batch: int) -> jax.Array:
     """[B] typed keys from one key, [B] keys, or the same as legacy uint32 arrays."""
     if not isinstance(key, (jax.Array, np.ndarray)):
-        raise ValueError(f"key = {key!r} is no PRNG key; pass jax.random.key(seed) or [B] of them.")
+        instead = "jax.random.key(seed) or [B] of them"
+        if isinstance(key, (list, tuple)):
+            instead = "one array of them: jnp.stack(keys)"
+        raise ValueError(f"key = {shown(key)} is no PRNG key; pass {instead}.")
     if isinstance(key, jax.Array) and str(key.dtype) == "key<fry>" and key.shape == (batch,):
         return key  # the questions below take as long as a row of a small sample
     if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -237,7 +252,11 @@ def _key_of_each_sample(key: jax.Array, batch: int) -> jax.Array:
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """A sample's shape as a tuple of integers; it has a batch axis."""
-    shape = tuple(check_int("shape", size, 0) for size in shape)
+    if not isinstance(shape, (tuple, list, np.ndarray)):
+        raise ValueError(f"shape = {shown(shape)}; expected (B, ...): pass a tuple of integers.")
+    shape = tuple(check_int("shape", size, 0, _MOST_NUMBERS) for size in shape)
     if not shape:
         raise ValueError("shape is empty; expected (B, ...), the batch axis first.")
+    if math.prod(shape) > _MOST_NUMBERS:
+        raise ValueError(f"shape = {shape} holds more numbers than any memory; pass a smaller one.")
     return shape

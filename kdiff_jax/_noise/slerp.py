@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import per_sample, state_dtype
+from kdiff_jax._checks import check_array
+from kdiff_jax._denoise.prediction import as_leaf
 
 
 def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array:
@@ -25,7 +27,7 @@ def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array
       [B, ...] float32 (float64 where first is).
 
     Raises:
-      ValueError: shapes that differ or have no batch axis.
+      ValueError: shapes that differ or have no batch axis; a fraction that is no finite number.
 
     Example:
       >>> import jax, jax.numpy as jnp, kdiff_jax as kd
@@ -38,11 +40,24 @@ def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array
     Source: Shoemake 1985, "Animating rotation with quaternion curves"; the variation seed of
     AUTOMATIC1111's web UI.
     """
-    first, second = jnp.asarray(first), jnp.asarray(second)
-    if first.ndim < 1 or first.shape != second.shape:
+    first, second = check_array("first", first), check_array("second", second)
+    if first.shape != second.shape:
         raise ValueError(
             f"first {first.shape} and second {second.shape} differ; expected [B, ...] both."
         )
+    if isinstance(fraction, jax.Array):
+        if not jnp.issubdtype(fraction.dtype, jnp.floating):
+            raise ValueError(f"fraction is {fraction.dtype}; expected a real floating dtype: cast.")
+    else:
+        fraction = as_leaf("fraction", fraction)
+    if fraction.shape != first.shape[: fraction.ndim]:
+        raise ValueError(f"fraction has shape {fraction.shape}; pass one number, or [B] of them.")
+    return _slerp(first, second, fraction)
+
+
+# Compiled, so that its constants are no transfers.
+@jax.jit
+def _slerp(first: jax.Array, second: jax.Array, fraction: jax.Array) -> jax.Array:
     first = first.astype(state_dtype(first))
     second = second.astype(first.dtype)
     fraction = per_sample(fraction, first)

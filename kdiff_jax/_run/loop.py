@@ -19,7 +19,7 @@ from kdiff_jax._noise.keyed import add_row_noise
 from kdiff_jax._run import progress
 from kdiff_jax._run.ring import remembered, ring_of, without
 from kdiff_jax._run.state import State, begun
-from kdiff_jax._run.step import advance
+from kdiff_jax._run.step import advance, check_prediction
 from kdiff_jax._table.row import Row, with_units
 from kdiff_jax._table.schedule import Schedule
 
@@ -73,7 +73,8 @@ def run(
         if stacked and length is not None and loop.done is not None:
             row = replace(row, idle=loop.done >= length)
         row = with_units(row)
-        prediction = denoise(params, loop.state.sample, row, cond)
+        output = denoise(params, loop.state.sample, row, cond)
+        prediction = check_prediction("what denoise returned", output, loop.state.sample)
         before, ring = remembered(loop.state, loop.ring, prediction.denoised, loop.done)
         add_noise = None
         if row.noise_weight is not None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import is_traced
+from kdiff_jax._checks import shown
 
 _MOST_REPORTS = 100
 
@@ -36,7 +37,7 @@ def begin(progress: bool | str) -> np.ndarray | None:
     None where there is to be no bar: then the program has no trace of one.
     """
     if not isinstance(progress, (bool, str)):
-        raise ValueError(f"progress = {progress!r}; pass True, False or a description.")
+        raise ValueError(f"progress = {shown(progress)}; pass True, False or a description.")
     if progress is False:
         return None
     _tqdm()  # a missing package is reported here, not from inside the program
@@ -74,7 +75,8 @@ def _compiled(run: Any, arguments: Any, options: Any) -> Any:
     It is compiled here and not in the thread that calls it: meshes and the like are of a thread.
     """
     leaves = jax.tree.leaves(arguments)
-    if is_traced(*leaves, jax.lax.add(0, 0)):
+    # Counted on the device: a constant would be a transfer.
+    if is_traced(*leaves, jax.lax.iota(np.int32, 1)):
         return None
     traced = run.trace(*arguments, **options)
     # A traced value that the network closes over is one more input.

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 
 from kdiff_jax._arrays import is_traced
-from kdiff_jax._checks import check_choice, check_int
+from kdiff_jax._checks import brought, check_choice, check_int
 from kdiff_jax._denoise.prediction import Denoise, Prediction, as_pytree, prediction_type_of
 from kdiff_jax._noise.given import NoiseFn
 from kdiff_jax._noise.keyed import sample_keys
 from kdiff_jax._run import progress as bars
+from kdiff_jax._run.check import check_denoise, check_leaves, check_lengths, parameters_of
 from kdiff_jax._run.loop import Remat, run
 from kdiff_jax._run.state import State, check_start
 from kdiff_jax._table.row import Row
@@ -114,7 +115,9 @@ def sample(
       that of the padded table, and the entries past the real end are zeros.
 
     Raises:
-      ValueError: neither key nor noise_fn for a schedule with a noise column; a noise_fn for one
+      ValueError: arguments in another order, or of another kind: levels as schedule, a network as
+        denoise, a list of keys, strings in cond; a noise_fn or per_step scales that end before the
+        run; neither key nor noise_fn for a schedule with a noise column; a noise_fn for one
         without, or one that returns another shape; a slice of rows that read a history without
         the State, or a State of other columns; an epsilon network on a schedule with
         zero terminal SNR; on a schedule of a rectified flow a network of another type than
@@ -146,12 +149,15 @@ def sample(
     start = check_start(schedule, x)
     first = start.sample if isinstance(start, State) else start
     draws = schedule.rows.noise_weight is not None
+    check_denoise(denoise)
     _check_noise(draws, key, noise_fn)
+    check_lengths(denoise, noise_fn, schedule, first.shape)
     _check_network(schedule, prediction_type_of(denoise))
     unroll = check_int("unroll", unroll, 1)
     check_choice("remat", remat, get_args(Remat))
     _check_loop(schedule, first, save_fn, unroll, remat)
-    keys = None if key is None or not draws else sample_keys(key, first.shape[0])
+    keys = None if key is None else sample_keys(key, first.shape[0])
+    keys = keys if draws else None
     noise_fn, save_fn = (None if f is None else as_pytree(f) for f in (noise_fn, save_fn))
     bar = bars.begin(progress)
     # What only decides which networks and calls are refused must not make another executable.
@@ -162,17 +168,21 @@ def sample(
     end = _end_of_sharded(table.length)
     arguments = as_pytree(denoise), params, table, start, keys, cond, noise_fn, save_fn, bar, end
     whole_run = run if bar is None else functools.partial(bars.watch, bar, run)
-    sampled, saved = whole_run(*arguments, unroll=unroll, remat=remat)
+    try:
+        sampled, saved = whole_run(*arguments, unroll=unroll, remat=remat)
+    except (TypeError, ValueError, OverflowError):
+        check_leaves(params=params, cond=cond)
+        raise
     return sampled if save_fn is None else (sampled, saved)
 
 
-def _end_of_sharded(length: jax.Array | None) -> np.ndarray | None:
+def _end_of_sharded(length: jax.Array | None) -> jax.Array | None:
     """The rows of the longest table, found here where devices would have to ask each other."""
     if length is None or is_traced(length) or not isinstance(length, jax.Array):
         return None
     if length.is_fully_replicated or not length.is_fully_addressable:
         return None
-    return np.max(np.asarray(length))
+    return jax.device_put(np.max(jax.device_get(length)))
 
 
 def _check_noise(draws: bool, key: jax.Array | None, noise_fn: NoiseFn | None) -> None:
@@ -183,9 +193,11 @@ def _check_noise(draws: bool, key: jax.Array | None, noise_fn: NoiseFn | None) -
         )
     if noise_fn is not None and not callable(noise_fn):
         raise ValueError(
-            f"noise_fn = {noise_fn!r} is not callable; pass a function noise_fn(key, row, shape), "
-            "or kd.given_noise(array)."
+            f"noise_fn = {brought(noise_fn)} is not callable; pass a function "
+            "noise_fn(key, row, shape), or kd.given_noise(array)."
         )
+    if noise_fn is not None:
+        parameters_of("noise_fn", noise_fn, 3, "expected noise_fn(key, row, shape): pass one.")
     if noise_fn is not None and not draws:
         raise ValueError(
             "noise_fn was given with a schedule that draws no noise, so nothing would call it; "
@@ -226,9 +238,11 @@ def _check_loop(
     if save_fn is not None:
         if not callable(save_fn):
             raise ValueError(
-                f"save_fn = {save_fn!r} is not callable; pass a function "
+                f"save_fn = {brought(save_fn)} is not callable; pass a function "
                 "save_fn(state, prediction, row)."
             )
+        advice = "expected save_fn(state, prediction, row): pass one."
+        parameters_of("save_fn", save_fn, 3, advice)
         if tables:
             raise ValueError(
                 "save_fn was given with a stack of tables, whose steps end at different rows; "

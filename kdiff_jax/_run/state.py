@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import on_own_mesh, state_dtype
+from kdiff_jax._checks import brought, check_array
+from kdiff_jax._table.check import check_schedule
 from kdiff_jax._table.row import Row
 from kdiff_jax._table.schedule import Schedule
 
@@ -57,7 +59,8 @@ def init(schedule: Schedule, x: jax.Array | State) -> State:
       A State in float32 (float64 where x is), whatever the dtype of x.
 
     Raises:
-      ValueError: a sample without a batch axis or not of a floating dtype; a raw sample for a
+      ValueError: a schedule that is none; a sample that is no array, without a batch axis or not
+        of a floating dtype; a raw sample for a
         slice of rows that read a history, or a State of other columns than the rows read.
 
     Example:
@@ -67,11 +70,13 @@ def init(schedule: Schedule, x: jax.Array | State) -> State:
       >>> kd.init(schedule, x)
       State(sample, anchor: float32[2, 8])
     """
-    return begun(schedule.rows, check_start(schedule, x))
+    x = check_start(schedule, x)
+    return begun(schedule.rows, x)
 
 
 def check_start(schedule: Schedule, x: jax.Array | State) -> jax.Array | State:
     """What a run may begin with; a raw sample in the dtype of its state."""
+    check_schedule(schedule)
     if isinstance(x, State):
         check_state(x, schedule.rows)
         # One that was saved in half precision goes on in the dtype of a state.
@@ -107,7 +112,12 @@ def histories_of(rows: Row) -> tuple[str, ...]:
 
 
 def check_state(state: State, rows: Row) -> None:
-    """Refuses a State that holds other histories than the rows read."""
+    """Refuses a State that holds no arrays of one shape, or other histories than the rows read."""
+    if not isinstance(state, State):
+        raise ValueError(
+            f"state is {brought(state)}; expected a State: pass kd.init(schedule, x), or what the "
+            "step before returned."
+        )
     reads = histories_of(rows)
     holds = tuple(name for name in HISTORIES if getattr(state, name) is not None)
     if holds != reads:
@@ -116,6 +126,13 @@ def check_state(state: State, rows: Row) -> None:
             f"{' and '.join(reads) or 'none'}; pass the State of a run with the same columns, from "
             "kd.init or from the steps before."
         )
+    for name in ("sample", *holds):
+        leaf = check_array(f"state.{name}", getattr(state, name))
+        if leaf.shape != state.sample.shape:
+            raise ValueError(
+                f"state.{name} has shape {leaf.shape} and state.sample {state.sample.shape}; pass "
+                "the State of one run."
+            )
 
 
 def _in_state_dtype(state: State) -> bool:
@@ -126,7 +143,5 @@ def check_sample(x: jax.Array) -> jax.Array:
     """The sample as an array of its state's dtype."""
     if isinstance(x, jax.Array) and x.dtype == np.float32 and x.ndim:
         return x  # what follows takes as long as a whole step of a small sample
-    x = jnp.asarray(x)
-    if x.ndim < 1:
-        raise ValueError("the sample is a scalar; expected [B, ...], the batch axis first.")
+    x = check_array("x", x)
     return x.astype(state_dtype(x))

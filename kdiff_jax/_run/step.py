@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdiff_jax._arrays import along, is_traced, on_own_mesh, per_sample
+from kdiff_jax._arrays import along, on_own_mesh, per_sample
+from kdiff_jax._checks import brought, check_array
 from kdiff_jax._denoise.prediction import Prediction
 from kdiff_jax._noise.keyed import add_row_noise, sample_keys
 from kdiff_jax._run.state import State, check_state
+from kdiff_jax._table.check import check_row, is_known
 from kdiff_jax._table.row import Row
 
 
@@ -43,7 +46,8 @@ def step(
       The next State.
 
     Raises:
-      ValueError: both key and noise; a row that draws noise and neither of them; a State of other
+      ValueError: a state, row or prediction that is none, or of another shape; both key and noise;
+        a row that draws noise and neither of them; a State of other
         columns than the row. Where the row is traced its weight cannot be seen: without key and
         noise, a row that should have drawn noise then gives NaN, not a sample without its noise.
 
@@ -61,23 +65,42 @@ def step(
 
     Source: the table of each sampler; see `kd.euler`, `kd.dpm2`, `kd.lcm`.
     """
+    check_row(row)
     check_state(state, row)
+    check_prediction("prediction", prediction, state.sample)
     if key is not None and noise is not None:
         raise ValueError("step was given both key and noise; give one of them.")
     shape, weight = state.sample.shape, row.noise_weight
-    if noise is not None and jnp.shape(noise) != shape:
+    if noise is not None and (noise := check_array("noise", noise)).shape != shape:
         raise ValueError(
-            f"noise has shape {jnp.shape(noise)} and the sample {shape}; give one z a sample."
+            f"noise has shape {noise.shape} and the sample {shape}; give one z a sample."
         )
-    draws = weight is not None and not is_traced(weight) and np.any(np.asarray(weight))
-    if key is None and noise is None and draws:
+    neither = key is None and noise is None and weight is not None
+    if neither and is_known(weight) and np.any(weight := jax.device_get(weight)):
         raise ValueError(
-            f"row {np.asarray(row.index)} draws noise (noise_weight = {np.asarray(weight)}) and "
-            "step was given neither key nor noise; pass key=..., the same at every row, or "
-            "noise=..., an array of the sample's shape."
+            f"row {jax.device_get(row.index)} draws noise (noise_weight = {weight}) and step was "
+            "given neither key nor noise; pass key=..., the same at every row, or noise=..., an "
+            "array of the sample's shape."
         )
     keys = None if key is None else sample_keys(key, shape[0])
     return _step(state, row, prediction, keys, noise)
+
+
+def check_prediction(name: str, prediction: Any, x: jax.Array) -> Prediction:
+    """A Prediction for this sample, and not the output of a network."""
+    if not isinstance(prediction, Prediction):
+        raise ValueError(
+            f"{name} is {brought(prediction)}; expected a Prediction: pass what a denoiser "
+            "returns, kd.denoiser(model_fn)(params, x, row, cond)."
+        )
+    for half in ("denoised", "epsilon"):
+        value = check_array(f"{name}.{half}", getattr(prediction, half))
+        if value.shape != x.shape:
+            raise ValueError(
+                f"{name}.{half} has shape {value.shape} and the sample {x.shape}; pass one of the "
+                "sample's shape."
+            )
+    return prediction
 
 
 @jax.jit

@@ -32,7 +32,8 @@ class Row:
         its first row too, that row's own level: the midpoint of `dpmpp_sde`.
       denoised_weight: weight of D, the estimate of x0.
       epsilon_weight: weight of epsilon, the estimate of eps.
-      noise_weight: weight of fresh unit Gaussian noise; 0 draws none in this row.
+      noise_weight: weight of fresh unit Gaussian noise; 0 draws none in this row, and has the
+        gradient 0: begin to learn it above 0.
       anchor_weight: weight of the sample at the start of the outer step.
       advances: bool, whether the outer step ends here, so that the anchor moves on; None: always.
       denoised_weight_1: weight of D as it was one row before.

@@ -83,7 +83,7 @@ class Schedule:
                 "the length of a padded schedule is traced here, so it is no number to count or "
                 "cut with; use schedule.length, or count and cut before jit."
             )
-        return np.asarray(self.length)
+        return jax.device_get(self.length)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -121,7 +121,8 @@ class Schedule:
             return take_row(self.rows, jnp.int32(i) + (0 if i >= 0 else jnp.asarray(self.length)))
         if not -self.num_rows <= i < self.num_rows:
             raise IndexError(f"row {i} of a schedule with {self.num_rows} rows")
-        return take_row(self.rows, np.int32(i % self.num_rows))
+        # Put there openly: `jax.transfer_guard("disallow")` stops what a call sends by itself.
+        return take_row(self.rows, jax.device_put(np.int32(i % self.num_rows)))
 
     def __iter__(self) -> Iterator[Row]:
         return (self[i] for i in range(self.num_rows))
@@ -137,7 +138,7 @@ class Schedule:
             )
         if (start, stop) == (0, self.num_rows):
             return self
-        table: Schedule = jax.tree.map(np.asarray, self)
+        table: Schedule = jax.device_get(self)
         rows = jax.tree.map(lambda leaf: leaf[start:stop], table.rows)
         first, last = rows.step[0] - table.rows.step[0], rows.step[-1] - table.rows.step[0]
         init_noise_sigma = table.init_noise_sigma
@@ -315,7 +316,7 @@ def padded(schedule: Schedule, num_rows: int, num_sigmas: int) -> Schedule:
     """The table lengthened by idle rows, which repeat the last one; on the host, or traced."""
     traced = is_traced(*jax.tree.leaves(schedule))
     xp = jnp if traced else np
-    table = schedule if traced else jax.tree.map(np.asarray, schedule)
+    table = schedule if traced else jax.device_get(schedule)
     count = table.rows.index.shape[0]
 
     def pad(leaf: jax.Array) -> jax.Array:

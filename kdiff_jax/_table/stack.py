@@ -76,7 +76,7 @@ def stack(schedules: Sequence[Schedule]) -> Schedule:
     )
     if is_traced(*jax.tree.leaves(tables)):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *tables)
-    together = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *tables)
+    together = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(tables))
     return put_like(together, schedules[0].sigmas)
 
 

@@ -209,11 +209,16 @@ def test_in_a_stack_each_sample_has_the_noise_of_its_own_steps():
         assert relative_error(got[b : b + 1], alone) < 1e-6
 
 
-def test_a_step_that_draws_noise_past_the_end_of_the_array_gives_nan():
+def test_a_step_that_draws_noise_past_the_end_of_the_array_is_refused_or_gives_nan():
     schedule, x = start("ancestral")
-    run = functools.partial(kd.sample, mixing, MIXING, schedule, x)
+    run = functools.partial(kd.sample, mixing, MIXING, schedule=schedule, x=x)
     assert np.all(np.isfinite(run(noise_fn=kd.given_noise(given(N - 1)))))
-    assert np.all(np.isnan(run(noise_fn=kd.given_noise(given(N - 2)))))
+    short = kd.given_noise(given(N - 2))
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 8\), 2 steps, and step 2 of the"):
+        run(noise_fn=short)
+    # Where the table is traced nothing is known before it runs.
+    traced = jax.jit(lambda schedule: run(schedule=schedule, noise_fn=short))
+    assert np.all(np.isnan(traced(schedule)))
 
 
 def test_its_numbers_are_leaves_that_do_not_recompile_and_have_gradients(caplog):
@@ -262,7 +267,7 @@ def test_what_cannot_be_meant_is_refused():
         run(noise_fn=not_callable)
     with pytest.raises(ValueError, match=r"returned float32\[8\] for a sample of float32\[3, 8\]"):
         run(noise_fn=lambda key, row, shape: jnp.zeros(shape[1:]))
-    with pytest.raises(ValueError, match=r"returned int32"):
+    with pytest.raises(ValueError, match=r"what noise_fn returned is int32"):
         run(noise_fn=lambda key, row, shape: jnp.zeros(shape, jnp.int32))
     with pytest.raises(ValueError, match=r"noise has shape \(4, 5, 8\) and the sample \(3, 8\)"):
         run(noise_fn=kd.given_noise(jnp.zeros((4, 5, 8))))

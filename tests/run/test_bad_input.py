@@ -26,6 +26,7 @@ AT_TWO = STACK.rows_at(np.zeros(2, int))
 X = jnp.ones((2, 3))
 KEY = jax.random.key(0)
 PREDICTION = kd.Prediction(X, X)
+GIVEN = jnp.ones((3, 2, 3))
 
 
 def network(params: Any, x: jax.Array, timestep: jax.Array, cond: Any = None) -> jax.Array:
@@ -191,8 +192,60 @@ NOISES: list[Refusal] = [
     (lambda: kd.row_noise(jnp.ones(2), DPM2[0], (2, 3)), r"key is float32\(2,\), no PRNG key"),
     (lambda: kd.row_noise(jnp.ones(3, jnp.uint32), DPM2[0], (2, 3)), r"key is uint32\(3,\).*pass"),
     (lambda: kd.row_noise(KEY, AT_TWO, (3,)), r"index of shape \(2,\)"),
+    (lambda: kd.row_noise(None, DPM2[0], (2, 3)), "key = None is no PRNG key"),  # type: ignore[arg-type]
+    (lambda: kd.row_noise([KEY, KEY], DPM2[0], (2, 3)), r"key = \[.* is no .*jnp.stack\(keys\)"),  # type: ignore[arg-type]
+    (lambda: kd.row_noise(KEY, 3, (2, 3)), r"row is 3; expected one row .*pass schedule\[i\]"),  # type: ignore[arg-type]
+    (lambda: kd.row_noise(KEY, DPM2, (2, 3)), r"row is Schedule\(3 steps.*expected one row"),  # type: ignore[arg-type]
+    (lambda: kd.initial_sample(LEVELS, KEY, (2, 3)), r"schedule is Levels\(3 steps.*kd.dpm2\(kd.l"),  # type: ignore[arg-type]
+    (lambda: kd.initial_sample(25, KEY, (2, 3)), "schedule is 25; expected what a sampler makes"),  # type: ignore[arg-type]
+    *(
+        (lambda shape=shape: kd.initial_sample(DPM2, KEY, shape), message)
+        for shape, message in (
+            (4, r"shape = 4; expected \(B, \.\.\.\)"),
+            ("28", "shape = '28'; expected"),
+            (None, "shape = None; expected"),
+            ({2: 3}, "shape = {2: 3}; expected"),
+            ((2, -1), "shape = -1 is too small"),
+            ((2, True), "shape = True is not an integer"),
+            ((10**400, 2), "shape = 1000.* is too large"),
+            ((2**39, 4), r"shape = \(549755813888, 4\) holds more numbers than any memory"),
+        )
+    ),
+    (lambda: kd.add_noise(X, X, X), r"row is float32\[2, 3\]; expected one row"),  # type: ignore[arg-type]
+    (lambda: kd.add_noise(DPM2[0], {"x": X}, X), r"x0 is a dict; expected an array \[B"),  # type: ignore[arg-type]
+    (lambda: kd.add_noise(DPM2[0], X, X > 0), "eps is bool; expected a real floating dtype"),
+    (lambda: kd.slerp([[1.0]], X, 0.5), r"first is a list; expected an array \[B"),  # type: ignore[arg-type]
+    (lambda: kd.slerp(X, X, "0.5"), "fraction = '0.5' is not a number"),  # type: ignore[arg-type]
+    (lambda: kd.slerp(X, X, np.ones((2, 2))), r"fraction has shape \(2, 2\); pass one number"),
+    (lambda: kd.slerp(X, X, range(2)), r"fraction = range\(0, 2\) is not a number"),  # type: ignore[arg-type]
+    (lambda: kd.slerp(X, X, [KEY]), "fraction = .* is not a list of numbers"),  # type: ignore[arg-type]
+    (lambda: kd.slerp(X, np.full((2, 3), np.nan), 0.5), "second holds a NaN or an infinity"),  # type: ignore[arg-type]
+    (lambda: kd.slerp(X, X, math.inf), "fraction = inf is out of range"),
+    (lambda: kd.slerp(X, X, jnp.ones(2, int)), "fraction is int32; expected a real floating dtype"),
+    (lambda: kd.slerp(X, X, 1e39), "fraction = 1e[+]39 .*float32"),
+    (lambda: kd.given_noise([X, X]), "noise is a list; expected an array"),  # type: ignore[arg-type]
+    (lambda: kd.given_noise(GIVEN)(None, 2, (2, 3)), "row is 2; expected one row"),  # type: ignore[arg-type]
+    (lambda: kd.given_noise(GIVEN)(7, DPM2[0], (2, 3)), "key = 7 is no PRNG key"),
+    (lambda: kd.given_noise(GIVEN)(None, DPM2[0], 2), "shape = 2; pass that of the sample"),  # type: ignore[arg-type]
+    (
+        lambda: sample(ANCESTRAL, noise_fn=kd.given_noise(GIVEN[:1])),
+        r"noise has shape \(1, 2, 3\), 1 steps, and step 1 of the run .*N of at least 2",
+    ),
+    (
+        lambda: sample(LCM, noise_fn=lambda key, row, shape: None),
+        "noise_fn returned is None; exp",
+    ),
+    (
+        lambda: sample(LCM, X, KEY, noise_fn=kd.brownian_noise(0.9, 1.0)),
+        "the run goes from sigma 0.99.* and the path of brownian_noise spans 0.9 to 1; pass",
+    ),
+    (lambda: kd.brownian_noise(1.0, 1.0 + 1e-12), "sigma_min = 1.0 is not below sigma_max = 1.0"),
+    (lambda: kd.brownian_noise(5e-324), "sigma_min = 5e-324 to .* more than float32 holds; pass"),
+    (lambda: kd.brownian_noise(1e-30, 1e30), "sigma_max = 1e[+]30 is more than float32 holds"),
+    (lambda: kd.brownian_noise("0.1"), "sigma_min = '0.1' is not a number"),  # type: ignore[arg-type]
+    (lambda: kd.brownian_noise()(KEY, None, (2, 3)), "row is None; expected one row"),  # type: ignore[arg-type]
     (lambda: kd.add_noise(DPM2[0], X, X[0]), r"x0 \(2, 3\) and eps \(3,\)"),
-    (lambda: kd.add_noise(DPM2[0], X.astype(int), X), "sample is int32.*cast it first"),
+    (lambda: kd.add_noise(DPM2[0], X.astype(int), X), "x0 is int32.*cast it first"),
     (lambda: kd.slerp(X, X[0], 0.5), r"first \(2, 3\) and second \(3,\) differ"),
     (lambda: kd.given_noise(jnp.ones(3)), r"noise has shape \(3,\); pass \[N, B, \.\.\.\]"),
     (lambda: kd.given_noise(jnp.ones((3, 1)))(None, DPM2[0], (2, 3)), r"shape \(3, 1\) and the sa"),
@@ -204,7 +257,7 @@ NOISES: list[Refusal] = [
 # --- stepping and sampling -------------------------------------------------------------------
 
 RUNS: list[Refusal] = [
-    (lambda: kd.init(DPM2, jnp.float32(1)), r"sample is a scalar; expected \[B, \.\.\.\]"),
+    (lambda: kd.init(DPM2, jnp.float32(1)), r"x is a scalar; expected \[B, \.\.\.\]"),
     (lambda: kd.init(DPM2, jnp.ones((2, 3), int)), "int32.*floating"),
     (lambda: kd.init(DPM2[1:], X), r"slice that reads anchor .*pass the State.*start_at\(step\)"),
     (lambda: kd.init(HISTORIES[1:], X), "reads denoised_1 and denoised_2 of the rows before"),
@@ -231,6 +284,7 @@ RUNS: list[Refusal] = [
     (lambda: sample(CHURN), "draws noise.*no key; pass key="),
     (lambda: sample(ANCESTRAL, key=7), "key = 7"),
     (lambda: sample(ANCESTRAL, X, jax.random.split(KEY, 3)), r"\(3,\).*2 samples"),
+    (lambda: sample(ANCESTRAL, noise_fn=DENOISE), r"noise_fn is Denoiser\(.*expected noise_fn"),  # type: ignore[arg-type]
     (lambda: sample(ANCESTRAL, noise_fn=3), "noise_fn = 3 is not callable; pass a function"),
     (lambda: sample(DPM2, noise_fn=kd.row_noise), "draws no noise.*leave it out.*kd.euler with an"),
     (lambda: sample(DPM2, save_fn=3), "save_fn = 3 is not callable; pass a function"),
@@ -241,6 +295,79 @@ RUNS: list[Refusal] = [
     (lambda: sample(DPM2.pad(9), remat="rows"), "remat = 'rows' with a padded schedule"),
     (lambda: sample(STACK, jnp.ones((3, 3))), r"stack of \[2\] tables and x holds 3 samples"),
     (lambda: sample(DPM2, progress=3), "progress = 3; pass True"),
+    (
+        lambda: sample(LEVELS),  # type: ignore[arg-type]
+        r"schedule is Levels\(3 .*pass kd.dpm2\(kd.levels\(noise, 25\)\)",
+    ),
+    (lambda: sample(25), "schedule is 25; expected what a sampler makes of levels"),  # type: ignore[arg-type]
+    (lambda: sample("dpm2"), "schedule is 'dpm2'; expected what a sampler"),  # type: ignore[arg-type]
+    (lambda: sample(NOISE), r"schedule is NoiseSchedule\(.*in the order kd.sample\(denoise, par"),  # type: ignore[arg-type]
+    (lambda: kd.sample(DENOISE, DPM2, {"w": X}, X), "schedule is a dict; .*in the order kd.sample"),  # type: ignore[call-overload]
+    (lambda: kd.sample(DENOISE, 1.0, X, DPM2), r"schedule is float32\[2, 3\]; .*in the order"),  # type: ignore[call-overload]
+    (lambda: kd.sample(DENOISE, X, DPM2, {"w": X}), r"x is a dict; expected an array \[B"),  # type: ignore[call-overload]
+    (lambda: kd.init(LEVELS, X), r"schedule is Levels\(3 steps"),  # type: ignore[arg-type]
+    (lambda: kd.init(X, DPM2), r"schedule is float32\[2, 3\]"),  # type: ignore[arg-type]
+    (lambda: kd.init(DPM2, None), "x is None; expected an array"),  # type: ignore[arg-type]
+    (lambda: kd.init(DPM2, [[1.0]]), "x is a list; expected an array"),  # type: ignore[arg-type]
+    (lambda: kd.init(EULER, kd.State("x")), "state.sample is 'x'; expected an array"),  # type: ignore[arg-type]
+    (
+        lambda: step(DPM2, DPM2[0], kd.State(X, X[:1])),
+        r"state.anchor has shape \(1, 3\) and state.sample \(2, 3\)",
+    ),
+    (lambda: step(DPM2, DPM2[0], X), r"state is float32\[2, 3\]; expected a State: pass kd.init"),  # type: ignore[arg-type]
+    (lambda: step(DPM2, DPM2), r"row is Schedule\(3 steps, 5 rows.*pass schedule\[i\]"),  # type: ignore[arg-type]
+    (
+        lambda: kd.step(kd.init(EULER, X), EULER[0], X),  # type: ignore[arg-type]
+        r"prediction is float32\[2, 3\]; expected a Prediction: .*kd.denoiser\(model_fn\)",
+    ),
+    (
+        lambda: kd.step(kd.init(EULER, X), EULER[0], kd.Prediction(X[:1], X)),
+        r"prediction.denoised has shape \(1, 3\) and the sample \(2, 3\)",
+    ),
+    (lambda: step(ANCESTRAL, ANCESTRAL[1], noise=0.5), r"noise is 0.5; expected an array \[B"),
+    (
+        lambda: sample(DPM2, denoise=network),
+        r"takes \(params, x, timestep, cond\), as a network does",
+    ),
+    (
+        lambda: sample(DPM2, denoise=lambda params, x, t: x),
+        r"denoise takes \(params, x, t\); expected denoise\(params, x, row, cond\): pass kd",
+    ),
+    (lambda: sample(DPM2, denoise=kd.Denoiser), "denoise is <class .*kd.denoiser.model_fn"),
+    (lambda: sample(DPM2, cond=np.datetime64("2020")), "cond is a datetime64; expected a pytree"),
+    (lambda: sample(DPM2, denoise=None), "denoise is None; expected denoise"),
+    (
+        lambda: sample(DPM2, denoise=lambda params, x, row, cond: x),
+        r"what denoise returned is .*expected a Prediction: .*kd.denoiser\(model_fn\)",
+    ),
+    (
+        lambda: sample(DPM2, denoise=kd.guided(DENOISE, np.ones(2), 0.0, per_step=True), cond=X),
+        r"scale has shape \(2,\) with per_step=True, and the run goes to step 2; pass .*\[3\]",
+    ),
+    (
+        lambda: sample(DPM2, cond=["a cat", "a dog"]),
+        r"cond\[0\] is 'a cat'; expected a pytree of",
+    ),
+    (
+        lambda: sample(DPM2, cond={"n": 10**400}),
+        r"cond\['n'\] is 1000.*expected a pytree",
+    ),
+    (
+        lambda: kd.sample(DENOISE, {"f": jnp.sin, "w": 0.1}, DPM2, X),
+        r"params\['f'\] is <.*eqx.partition\(module, eqx.is_array\)",
+    ),
+    (lambda: sample(ANCESTRAL, X, [KEY, KEY]), r"key = \[.*jnp.stack\(keys\)"),
+    (lambda: sample(DPM2, key=7), r"key = 7 is no PRNG key; pass jax.random.key\(seed\)"),
+    (
+        lambda: sample(ANCESTRAL, X, KEY, noise_fn=lambda sigma, sigma_next: X),
+        r"noise_fn takes \(sigma, sigma_next\); expected noise_fn\(key, row, shape\)",
+    ),
+    (
+        lambda: sample(DPM2, save_fn=lambda state: 1),
+        r"save_fn takes \(state\); expected save_fn",
+    ),
+    (lambda: sample(DPM2, unroll="2"), "unroll = '2' is not an integer"),
+    (lambda: sample(DPM2, remat=True), "remat = True is not known; choose one of 'none'"),
     *(
         (
             lambda table=table: sample(table, X, KEY),
@@ -267,10 +394,10 @@ def test_bad_input_is_refused_by_name_with_what_was_received(call, message):
 
 def test_every_refusal_of_these_modules_is_in_the_table():
     names = {
-        "_table": "ancestral lcm schedule stack",
+        "_table": "ancestral check lcm schedule stack",
         "_denoise": "clip consistency continuous guidance guidance_embedding inpaint network",
         "_noise": "brownian given keyed slerp",
-        "_run": "loop progress sample state step",
+        "_run": "check loop progress sample state step",
     }
     modules = [f"{folder}.{name}" for folder, files in names.items() for name in files.split()]
     assert unreached(modules, REFUSED) == set()

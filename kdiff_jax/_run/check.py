@@ -1,0 +1,83 @@
+"""What `kd.sample` refuses before it traces anything."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdiff_jax._checks import brought
+from kdiff_jax._denoise.prediction import prediction_type_of
+from kdiff_jax._table.check import is_known
+from kdiff_jax._table.schedule import Schedule
+
+# How networks name what a denoiser has a row in place of.
+_TIMES = ("t", "time", "times", "timestep", "timesteps")
+
+
+def check_denoise(denoise: Any) -> None:
+    """A denoiser, as far as its signature shows it, and not the network itself."""
+    advice = (
+        "expected denoise(params, x, row, cond): pass kd.denoiser(model_fn) of a network "
+        "model_fn(params, x, timestep)."
+    )
+    if not callable(denoise):
+        raise ValueError(f"denoise is {brought(denoise)}; {advice}")
+    if prediction_type_of(denoise) is None:
+        names = parameters_of("denoise", denoise, 4, advice)
+        if len(names) > 2 and names[2] in _TIMES:
+            raise ValueError(f"denoise takes ({', '.join(names)}), as a network does; {advice}")
+
+
+def parameters_of(name: str, function: Any, count: int, advice: str) -> list[str]:
+    """The names of a function's parameters; one that cannot be called with `count` is refused."""
+    if inspect.isclass(function) or prediction_type_of(function) is not None:
+        raise ValueError(f"{name} is {brought(function)}; {advice}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions of C have none
+        return []
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        raise ValueError(f"{name} takes {signature}; {advice}") from None
+    return list(signature.parameters)
+
+
+def check_lengths(denoise: Any, noise_fn: Any, schedule: Schedule, shape: tuple[int, ...]) -> None:
+    """Refuses guidance scales and noise, one a step, that end before the run does."""
+    check_run = getattr(noise_fn, "check_run", None)
+    if check_run is not None:
+        check_run(schedule, shape)
+    while denoise is not None:
+        if getattr(denoise, "per_step", False) and is_known(schedule.rows.step):
+            needs = int(np.max(jax.device_get(schedule.rows.step))) + 1
+            if denoise.scale.shape[0] < needs:
+                raise ValueError(
+                    f"scale has shape {denoise.scale.shape} with per_step=True, and the run goes "
+                    f"to step {needs - 1}; pass one a step of the whole run, [{needs}]."
+                )
+        denoise = getattr(denoise, "denoise", None)
+
+
+def _is_array(leaf: Any) -> bool:
+    kinds = (np.number, np.bool_, jax.dtypes.extended)
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
+
+
+def check_leaves(**trees: Any) -> None:
+    """Refuses params and a cond that hold what is no array, where a call has failed."""
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            number = isinstance(leaf, (float, complex)) or (
+                isinstance(leaf, int) and leaf.bit_length() < 64
+            )
+            if not number and not _is_array(leaf):
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)} is {brought(leaf)}; expected a pytree of "
+                    "arrays: pass arrays alone, such as embeddings of a text, or of an Equinox "
+                    "module eqx.partition(module, eqx.is_array)[0]."
+                )
