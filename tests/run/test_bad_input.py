@@ -284,7 +284,7 @@ RUNS: list[Refusal] = [
     (lambda: sample(CHURN), "draws noise.*no key; pass key="),
     (lambda: sample(ANCESTRAL, key=7), "key = 7"),
     (lambda: sample(ANCESTRAL, X, jax.random.split(KEY, 3)), r"\(3,\).*2 samples"),
-    (lambda: sample(ANCESTRAL, noise_fn=DENOISE), r"noise_fn is Denoiser\(.*expected noise_fn"),  # type: ignore[arg-type]
+    (lambda: sample(ANCESTRAL, noise_fn=DENOISE), r"noise_fn is Denoiser\(.*expected noise_fn"),
     (lambda: sample(ANCESTRAL, noise_fn=3), "noise_fn = 3 is not callable; pass a function"),
     (lambda: sample(DPM2, noise_fn=kd.row_noise), "draws no noise.*leave it out.*kd.euler with an"),
     (lambda: sample(DPM2, save_fn=3), "save_fn = 3 is not callable; pass a function"),

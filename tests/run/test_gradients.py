@@ -295,3 +295,18 @@ def test_gradients_in_weights_that_are_exactly_0_match_finite_differences():
             seen += float(weights[name][i]) == 0 and abs(expected) > 1e-3
         # Of each column, at least the rows that have a value to weigh.
         assert seen >= 10
+
+
+def test_a_noise_weight_of_exactly_0_draws_nothing_and_has_no_gradient():
+    levels, x = kd.levels(NOISE, 3), jnp.ones((2, 3))
+    denoise = kd.denoiser(lambda params, x, timestep: params * x)
+
+    @jax.jit
+    @jax.grad
+    def slope(s_noise):
+        schedule = kd.dpm2_ancestral(levels, s_noise=s_noise)
+        return jnp.sum(kd.sample(denoise, jnp.float32(0.1), schedule, x, jax.random.key(0)))
+
+    assert float(slope(jnp.float32(0))) == 0
+    # The loss is linear in s_noise, so that this slope is the one at 0 as well.
+    assert abs(float(slope(jnp.float32(1e-6)))) > 1
