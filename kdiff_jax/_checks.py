@@ -2,6 +2,7 @@
 
 import math
 import operator
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -56,6 +57,18 @@ def check_array(name: str, value: Any, *, finite: bool = True) -> jax.Array:
     return jnp.asarray(value)
 
 
+def check_kind(name: str, value: Any, kind: Any, remedy: str) -> Any:
+    """A value of a class or protocol of this library, where another is easily taken for it."""
+    if not isinstance(value, kind) or isinstance(value, type):
+        what = "a class" if isinstance(value, type) else f"of type {type(value).__name__}"
+        raise ValueError(f"{name} = {shown(value)} is {what}; pass {remedy}.")
+    return value
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def check_flag(name: str, value: Any) -> bool:
     """True or False: "no" and "false" are strings, and true to Python."""
     if not isinstance(value, (bool, np.bool_)):
@@ -94,13 +107,12 @@ def check_number(
 ) -> Any:
     """A finite real number within its bounds; a traced value passes, it cannot be inspected."""
     if is_traced(value):
-        if np.shape(value) != ():
-            raise ValueError(f"{name} has shape {np.shape(value)}; pass one number.")
-        return value
+        return _check_traced(name, value, [()], "one number")
     bound = f"above {above}" if above > at_least else f"of at least {at_least}"
     bound = "" if bound.endswith("-inf") else f" {bound}"
     try:
-        if isinstance(value, _NO_NUMBERS) or _dtype_kind(value) not in "iufV":
+        shape = getattr(value, "shape", ())
+        if isinstance(value, _NO_NUMBERS) or _dtype_kind(value) not in "iufV" or shape != ():
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
@@ -114,6 +126,15 @@ def check_number(
     if not math.isfinite(number) or number <= above or number < at_least:
         raise ValueError(f"{name} = {number} is out of range; pass a finite number{bound}.")
     return number
+
+
+def _check_traced(name: str, value: Any, shapes: list[tuple[int, ...]], expected: str) -> Any:
+    """A traced value: all that is known of it are its shape and its dtype."""
+    if value.shape not in shapes:
+        raise ValueError(f"{name} has shape {value.shape}; pass {expected}.")
+    if not (jnp.issubdtype(value.dtype, np.floating) or jnp.issubdtype(value.dtype, np.integer)):
+        raise ValueError(f"{name} is {value.dtype}; pass real numbers.")
+    return value
 
 
 def _dtype_kind(value: Any) -> str:
@@ -166,6 +187,10 @@ def check_vector(name: str, value: Any) -> np.ndarray:
 def as_numbers(name: str, value: Any) -> np.ndarray:
     """A number or an array of real numbers, in float64; strings, bools and dates are none."""
     entries = value if isinstance(value, (list, tuple)) else ()
+    if is_traced(value):
+        raise ValueError(
+            f"{name} is traced, and its value must be known when the table is built; pass numbers."
+        )
     if is_traced(*entries):
         raise ValueError(
             f"{name} is a list that holds traced values; pass one traced array: jnp.stack(...)."
@@ -195,10 +220,12 @@ def _is_integers(array: np.ndarray) -> bool:
 def check_sigmas(name: str, sigmas: Any) -> Array:
     """Strictly descending positive levels, [N] float64, without the closing 0 they may end in.
 
-    Traced ones pass as they are: they cannot be inspected.
+    Traced ones are NaN where they are no such levels: no trace can raise, and N is its shape, so
+    that a closing 0 cannot be dropped. Under `jax.grad` alone they have values, and it is.
     """
     if is_traced(sigmas):
-        return sigmas
+        traced = traced_vector(name, sigmas)
+        return as_the_table_rounds(name, traced[:-1] if _ends_in_0(traced) else traced)
     levels = check_vector(name, sigmas)
     # k-diffusion's grids carry their closing 0, diffusers' do not: both mean the same grid.
     levels = levels[:-1] if levels[-1] == 0 else levels
@@ -207,13 +234,61 @@ def check_sigmas(name: str, sigmas: Any) -> Array:
             f"{name} = {shown(np.asarray(sigmas).tolist())} is no grid; expected strictly "
             "descending positive noise levels (a closing 0 may end them)."
         )
+    return as_the_table_rounds(name, levels)
+
+
+def traced_vector(name: str, value: Any) -> jax.Array:
+    """A traced list of at least one real number, as floats; its values are not known."""
+    if value.ndim != 1 or not value.size:
+        raise ValueError(
+            f"{name} has shape {value.shape}; pass a one-dimensional list of at least one number."
+        )
+    levels: jax.Array = _check_traced(name, value, [value.shape], "")
+    return levels.astype(jax.dtypes.canonicalize_dtype(np.float64))
+
+
+def _ends_in_0(levels: jax.Array) -> bool:
+    try:
+        return levels.shape[0] > 1 and bool(levels[-1] == 0)
+    except jax.errors.ConcretizationTypeError:
+        return False
+
+
+def as_the_table_rounds(
+    what: str, levels: Array, remedy: str = "take fewer steps", ascending: bool = False
+) -> Array:
+    """Levels, [N], that stay finite, positive and strictly descending in the float of a table.
+
+    Traced ones that are not become NaN, all of them: a picture from wrong levels looks like one.
+    """
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    low, high = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max) ** 0.5
+    xp: Any = jnp if is_traced(levels) else np
+    with np.errstate(all="ignore"):
+        rounded = levels.astype(dtype)
+        apart = xp.diff(rounded[::-1] if ascending else rounded) < 0
+        # Below: numbers that a device takes for 0. Above: their squares, variances, overflow.
+        held = (rounded >= low) & (rounded <= high)
+    if is_traced(levels):
+        return jnp.where(xp.all(apart) & xp.all(held), levels, np.nan)
+    if not np.all(held):
+        raise ValueError(
+            f"{what}: a level is {levels[np.argmin(held)]:.6g}, and {dtype} tables hold levels "
+            f"from {low:.3g} to {high:.3g}; choose ends that lie between."
+        )
+    if not np.all(apart):
+        raise ValueError(
+            f"{what} between sigma = {levels[0]:.6g} and {levels[-1]:.6g} has steps too small for "
+            f"{dtype} at num_steps = {levels.size}; {remedy}."
+        )
     return levels
 
 
 def one_per_step(name: str, value: Any, num_steps: int) -> Array:
     """A number that is not negative, or one a step, [N]; a traced value passes."""
     if is_traced(value):
-        return value
+        expected = f"a number or one a step, [{num_steps}]"
+        return _check_traced(name, value, [(), (num_steps,)], expected)
     values = as_numbers(name, value)
     if values.shape not in ((), (num_steps,)):
         raise ValueError(
@@ -224,3 +299,62 @@ def one_per_step(name: str, value: Any, num_steps: int) -> Array:
             f"{name} = {shown(value)} must be finite and not negative; pass 0 for none."
         )
     return values
+
+
+def check_within(name: str, value: Any, low: float, high: float, what: str) -> Any:
+    """Real numbers of any shape from low to high, float64; traced ones pass."""
+    if is_traced(value):
+        return _check_traced(name, value, [value.shape], "")
+    values = as_numbers(name, value)
+    if not np.all((low <= values) & (values <= high)):
+        raise ValueError(
+            f"{name} = {shown(value)} leaves [{low:g}, {high:g}], {what}; keep inside."
+        )
+    return values
+
+
+def check_array(name: str, value: Any) -> jax.Array:
+    """An array for the device, from whatever JAX takes for one."""
+    try:
+        if isinstance(value, (str, bytes)):  # to NumPy's dtype() some letters are names
+            raise TypeError
+        return jnp.asarray(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} = {shown(value)} is no array of numbers; pass one.") from None
+
+
+def warn_of_pixels(name: str, x0: Any) -> None:
+    """Warns of an image in [0, 255] on the host, where looking at it costs no transfer."""
+    array = x0 if isinstance(x0, np.ndarray) else np.zeros(0)
+    if array.size and array.dtype.kind == "f" and array.min() >= 0 and array.max() > 100:
+        warnings.warn(
+            f"{name} spans [{array.min():g}, {array.max():g}], like the pixels of an image; "
+            f"networks are trained on [-1, 1]: pass {name} / 127.5 - 1.",
+            stacklevel=4,
+        )
+
+
+def warn_above_training(level: float, highest: float) -> None:
+    """Warns of a level to visit that is far above all of training."""
+    if level > 2 * highest:
+        warnings.warn(
+            f"the noise level {level:.6g} is far above {highest:.6g}, the highest of training, and "
+            "the network receives the last timestep there; lower it.",
+            stacklevel=5,
+        )
+
+
+def equal_or_refused(one: Any, other: Any) -> Any:
+    """The `==` of dataclasses, with what to do where their fields are arrays."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return NotImplemented
+    try:
+        return tuple(vars(one).values()) == tuple(vars(other).values())
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"two values of {type(one).__name__} hold arrays, which == does not compare; take "
+            "chex.assert_trees_all_equal(a, b), or "
+            "jax.tree.all(jax.tree.map(np.array_equal, a, b))."
+        ) from None

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, common_namespace
-from kdiff_jax._checks import check_int, check_sigmas
+from kdiff_jax._checks import as_the_table_rounds, check_int, check_sigmas, shown
 
 
 def align_your_steps_sigmas(num_steps: int, table: ArrayLike | Sequence[float]) -> Array:
@@ -40,8 +40,11 @@ def align_your_steps_sigmas(num_steps: int, table: ArrayLike | Sequence[float]) 
     num_steps = check_int("num_steps", num_steps, 1)
     levels = check_sigmas("table", table)
     if levels.shape[0] < 2:
-        raise ValueError(f"table = {table} holds one level; give at least two to read between.")
+        raise ValueError(
+            f"table = {shown(table)} holds one level; give at least two to read between."
+        )
     xp, levels, at, knots = common_namespace(
         levels, np.linspace(0, 1, num_steps), np.linspace(0, 1, levels.shape[0])
     )
-    return xp.exp(xp.interp(at, knots, xp.log(levels)))
+    sigmas: Array = xp.exp(xp.interp(at, knots, xp.log(levels)))
+    return as_the_table_rounds("table", sigmas)

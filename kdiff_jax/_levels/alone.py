@@ -9,7 +9,8 @@ import jax
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, common_namespace
-from kdiff_jax._checks import check_sigmas
+from kdiff_jax._checks import check_kind, check_sigmas, shown
+from kdiff_jax._levels.protocol import Noise
 from kdiff_jax._levels.spacing import SIGMA_GRIDS, GridOptions, shaped_sigmas
 from kdiff_jax._levels.split import Split, variance_split
 from kdiff_jax._levels.units import input_scale_at, unit_variance
@@ -49,8 +50,8 @@ class SigmasAlone:
 
     def given_timesteps(self, timesteps: ArrayLike | Sequence[float]) -> tuple[Array, Array]:
         raise ValueError(
-            f"noise = None has no training timesteps, so timesteps = {timesteps} mean no levels; "
-            "give sigmas=[...], or a noise schedule."
+            f"noise = None has no training timesteps, so timesteps = {shown(timesteps)} mean no "
+            "levels; give sigmas=[...], or a noise schedule."
         )
 
     def given_sigmas(self, sigmas: ArrayLike | Sequence[float]) -> tuple[Array, Array]:
@@ -81,3 +82,12 @@ class SigmasAlone:
                 f"{options.steps_offset} and round_timesteps={options.round_timesteps} are about "
                 "training timesteps, and noise = None has none; leave them out."
             )
+
+
+def kind_of(noise: Noise | None) -> Noise:
+    """The noise levels of training that a caller gave; None means sigmas alone."""
+    if noise is None:
+        return SigmasAlone()
+    remedy = "kd.noise_schedule(...), kd.flow_schedule(...), or None for sigmas alone"
+    kind: Noise = check_kind("noise", noise, Noise, remedy)
+    return kind

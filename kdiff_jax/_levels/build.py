@@ -9,8 +9,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, common_namespace, is_traced
-from kdiff_jax._checks import check_int, check_strength
-from kdiff_jax._levels.alone import SigmasAlone
+from kdiff_jax._checks import (
+    LARGEST_COUNT,
+    as_the_table_rounds,
+    check_flag,
+    check_int,
+    check_strength,
+)
+from kdiff_jax._levels.alone import kind_of
 from kdiff_jax._levels.flow import FlowSchedule
 from kdiff_jax._levels.levels import Levels
 from kdiff_jax._levels.noise_schedule import NoiseSchedule
@@ -60,8 +66,9 @@ def levels(
       sigma_min, sigma_max: ends of a grid in place of those of the timestep spacing; needed where
         noise is None. These three may be traced, for sweeps and gradients.
       timesteps: training timesteps, strictly descending, whole or fractional, used verbatim.
-      sigmas: noise levels, strictly descending, used verbatim; a closing 0 may end them. May be
-        traced, then without a 0.
+      sigmas: noise levels, strictly descending, used verbatim; a closing 0 may end them. Levels
+        far above those of training warn: the network is told the last timestep at each of them.
+        May be traced, under jit without the 0: their count is a shape, and cannot depend on it.
       round_timesteps: round the timesteps of grid points, not of midpoints, as diffusers does on
         a Karras grid; the sigmas stay, so the network receives a timestep that is slightly off.
       discard_penultimate: build the grid of N + 1 steps and leave out its last level before 0, as
@@ -70,13 +77,16 @@ def levels(
         `floor(N / strength)`. `levels.start_at_strength` keeps `N * strength` of N instead.
 
     Returns:
-      Levels, float64 on the host, or traced where an argument is.
+      Levels, float64 on the host, or traced where an argument is. Traced levels that are not
+      strictly descending and positive (a 0 at their end, ends in the wrong order, timesteps
+      out of range) cannot be refused, and all of them are NaN.
 
     Raises:
-      ValueError: N that is no positive integer, unknown names, two grids at once, leading or
-        trailing with N > T, an offset past T - 1, ends in the wrong order, lists that do not
-        descend, a strength outside (0, 1] or with a list; noise=None with anything that needs
-        training timesteps; rounding, or grids of training timesteps, on a rectified flow.
+      ValueError: noise that is none; N that is no positive integer, unknown names, two grids at
+        once, leading or trailing with N > T, an offset past T - 1, ends in the wrong order, lists
+        that do not descend, levels that the float of the tables cannot hold or tell apart, a
+        strength outside (0, 1] or with a list; noise=None with anything that needs training
+        timesteps; rounding, or grids of training timesteps, on a rectified flow.
 
     Example:
       >>> import kdiff_jax as kd
@@ -91,6 +101,8 @@ def levels(
     Source: Lin et al. 2023 (arXiv:2305.08891), table 2, for the spacings; `set_timesteps` of
     diffusers; the schedulers and `denoise` of ComfyUI's KSampler; each grid names its own.
     """
+    kind = kind_of(noise)
+    check_flag("discard_penultimate", discard_penultimate)
     lists = {"timesteps": timesteps, "sigmas": sigmas}
     given = {name: value for name, value in lists.items() if value is not None}
     options = GridOptions(
@@ -104,21 +116,19 @@ def levels(
         verbatim=bool(given),
     )
     check_options(options)
-    kind: Noise = SigmasAlone() if noise is None else noise
     kind.check_options(options)
     kind = kind.finite()
     if given:
         _check_one_grid(options, given, discard_penultimate, strength)
         name, values = next(iter(given.items()))
         verbatim = kind.given_sigmas if name == "sigmas" else kind.given_timesteps
-        return _whole_run(kind, options, *_counted(verbatim(values), num_steps, name))
+        return _whole_run(kind, options, name, *_counted(verbatim(values), num_steps, name))
     if num_steps is None:
         raise ValueError(
             "num_steps is missing; give it, or timesteps=[...] or sigmas=[...] to use verbatim."
         )
     num_steps = check_int("num_steps", num_steps, 1)
-    # Rounded first: 29 / 0.58 is 50.00000000000001 in binary, and others fall short.
-    total = math.floor(round(num_steps / check_strength(strength), 9))
+    total = _steps_in_all(num_steps, strength)
     # The last level before the 0 is dropped again, so that N stays N.
     count = total + bool(discard_penultimate)
     try:
@@ -130,11 +140,26 @@ def levels(
         causes += ["discard_penultimate=True"] if discard_penultimate else []
         builds = "builds" if len(causes) == 1 else "build"
         raise ValueError(f"{' and '.join(causes)} {builds} {count} steps: {error}") from None
-    whole = _whole_run(kind, options, *(part[:total] for part in built))
+    whole = _whole_run(kind, options, f"noise = {kind!r}", *(part[:total] for part in built))
     return whole.start_at(total - num_steps)
 
 
-def _whole_run(noise: Noise, options: GridOptions, sigmas: Array, timesteps: Array) -> Levels:
+def _steps_in_all(num_steps: int, strength: float) -> int:
+    """The steps of the run of which exactly N lie below a strength."""
+    # Rounded first: 29 / 0.58 is 50.00000000000001 in binary, and others fall short.
+    steps = round(num_steps / check_strength(strength), 9)
+    if steps > LARGEST_COUNT:
+        raise ValueError(
+            f"strength = {strength} and num_steps = {num_steps} make a run of {steps:.3g} steps; "
+            "raise the strength."
+        )
+    return math.floor(steps)
+
+
+def _whole_run(
+    noise: Noise, options: GridOptions, what: str, sigmas: Array, timesteps: Array
+) -> Levels:
+    sigmas = as_the_table_rounds(what, sigmas)
     xp, sigmas, timesteps, end = common_namespace(sigmas, timesteps, np.zeros(1))
     if options.round_timesteps:
         timesteps = timesteps.round()
@@ -156,12 +181,12 @@ def _check_one_grid(
         "sigma_min": options.sigma_min,
         "sigma_max": options.sigma_max,
         **given,
-        "discard_penultimate": discard or None,
+        "discard_penultimate": True if discard else None,
     }
     named = [name for name, value in others.items() if value is not None]
     if len(named) > 1:
         raise ValueError(f"{' and '.join(named)} were given, and each makes a grid; give one.")
-    if is_traced(strength) or strength != 1:
+    if is_traced(strength) or check_strength(strength) != 1:
         raise ValueError(
             f"strength = {strength} was given with {named[0]}, which are all levels of the run; "
             "leave it out, and cut with levels.start_at_strength(strength)."

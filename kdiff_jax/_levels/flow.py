@@ -17,10 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdiff_jax._arrays import Array, common_namespace, is_traced, state_dtype
-from kdiff_jax._checks import check_int, check_number, check_sigmas, check_vector
+from kdiff_jax._arrays import Array, common_namespace, is_traced
+from kdiff_jax._checks import (
+    check_array,
+    check_int,
+    check_number,
+    check_sigmas,
+    check_vector,
+    check_within,
+    plural,
+    traced_vector,
+)
+from kdiff_jax._levels.shift import check_terminal, dynamic_shift
 from kdiff_jax._levels.spacing import GridOptions, check_flow_options, shaped_sigmas
 from kdiff_jax._levels.split import Split, flow_split
+from kdiff_jax._levels.training import clean_and_noise, inside_or_nan
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +69,9 @@ class FlowSchedule:
 
         Source: `ModelSamplingDiscreteFlow` of ComfyUI, `set_timesteps` of diffusers.
         """
-        return common_namespace(timestep)[1] / self.num_train_timesteps
+        last = self.num_train_timesteps
+        timestep = check_within("timestep", timestep, 0, last, "the timesteps of this flow")
+        return common_namespace(timestep)[1] / last
 
     def timestep_at(self, sigma: ArrayLike | Sequence[float]) -> Array:
         """The timestep that the network receives at a noise level: `T * sigma`, whatever the shift.
@@ -76,6 +89,7 @@ class FlowSchedule:
 
         Source: `_sigma_to_t` of diffusers' FlowMatchEulerDiscreteScheduler.
         """
+        sigma = check_within("sigma", sigma, 0, 1, "the levels of a flow")
         return common_namespace(sigma)[1] * self.num_train_timesteps
 
     def shifted(self, sigmas: ArrayLike | Sequence[float]) -> Array:
@@ -98,6 +112,7 @@ class FlowSchedule:
         Source: Esser et al. 2024 (arXiv:2403.03206), equation 23; `stretch_shift_to_terminal` of
         diffusers' FlowMatchEulerDiscreteScheduler.
         """
+        sigmas = check_within("sigmas", sigmas, 0, 1, "the levels of a flow")
         xp, shift, s = common_namespace(self.shift, sigmas)
         # 1 + (shift - 1) * s in another form: 1 stays 1 in floats too, with a shift below 1.
         levels = shift * s / (shift * s + (1 - s))
@@ -113,15 +128,16 @@ class FlowSchedule:
         """Clean data brought to a level, for training: `(1 - s) x0 + s eps`, `s = timestep / T`.
 
         Args:
-          x0: [B, ...] clean samples.
+          x0: [B, ...] clean samples; a NumPy array of pixels in [0, 255] warns.
           eps: the shape of x0, unit Gaussian noise.
-          timesteps: [B] in [0, T], whole or fractional.
+          timesteps: [B] in [0, T], whole or fractional. Under jit a sample whose timestep lies
+            outside is NaN, since a trace cannot raise.
 
         Returns:
           [B, ...] noised samples, float32 (float64 where x0 is).
 
         Raises:
-          ValueError: shapes that do not fit.
+          ValueError: shapes that do not fit, timesteps out of range.
 
         Example:
           >>> import jax.numpy as jnp, kdiff_jax as kd
@@ -132,12 +148,15 @@ class FlowSchedule:
         Source: Liu et al. 2022 (arXiv:2209.03003), equation 1; `scale_noise` of diffusers.
         """
         x0, eps = _pair(x0, eps)
-        timesteps = jnp.asarray(timesteps).astype(x0.dtype)
+        last = self.num_train_timesteps
+        check_within("timesteps", timesteps, 0, last, "the timesteps of this flow")
+        timesteps = check_array("timesteps", timesteps).astype(x0.dtype)
         if timesteps.shape != x0.shape[:1]:
             raise ValueError(
                 f"timesteps {timesteps.shape} do not fit x0 {x0.shape}; expected [B], one a sample."
             )
-        sigma = timesteps.reshape(timesteps.shape + (1,) * (x0.ndim - 1)) / self.num_train_timesteps
+        sigma = inside_or_nan(timesteps, last, timesteps / last)
+        sigma = sigma.reshape(sigma.shape + (1,) * (x0.ndim - 1))
         return (1 - sigma) * x0 + sigma * eps
 
     def velocity(
@@ -202,11 +221,18 @@ class FlowSchedule:
             return sigmas, self.timestep_at(sigmas)
         low, high = options.sigma_min, options.sigma_max
         if low is None:
-            low = self.spaced(num_steps, options.timestep_spacing)[-1]
+            low = self._lowest(num_steps, options.timestep_spacing)
         sigmas = shaped_sigmas(
             options.grid, num_steps, low, 1.0 if high is None else high, options.rho
         )
         return sigmas, self.timestep_at(sigmas)
+
+    def _lowest(self, num_steps: int, timestep_spacing: str) -> Array:
+        """Where a shaped grid ends: at the last level of its spacing, shifted once."""
+        steps = self.num_train_timesteps
+        if timestep_spacing == "trailing" or self.shift_terminal is not None or steps == 1:
+            return self.spaced(num_steps, timestep_spacing)[-1]
+        return self.shifted(1 / steps)
 
     def spaced(self, num_steps: int, timestep_spacing: str = "linspace") -> Array:
         """The N levels of a spacing, descending from 1, shifted; [N].
@@ -226,13 +252,15 @@ class FlowSchedule:
     def given_timesteps(self, timesteps: ArrayLike | Sequence[float]) -> tuple[Array, Array]:
         """The levels of timesteps that a caller chose, and the timesteps."""
         traced = is_traced(timesteps)
-        levels = jnp.asarray(timesteps) if traced else check_vector("timesteps", timesteps)
-        return self.given_sigmas(self.sigma_at(levels))
+        levels: Array = (traced_vector if traced else check_vector)("timesteps", timesteps)
+        return self.given_sigmas(levels / self.num_train_timesteps)
 
     def given_sigmas(self, sigmas: ArrayLike | Sequence[float]) -> tuple[Array, Array]:
         """Levels that a caller chose, and the timesteps that the network receives."""
         levels = check_sigmas("sigmas", sigmas)
-        if not is_traced(levels) and levels[0] > 1:
+        if is_traced(levels):
+            levels = jnp.where(levels[0] <= 1, levels, np.nan)
+        elif levels[0] > 1:
             raise ValueError(
                 f"sigmas begin at {levels[0]}, which is no level of a rectified flow; expected "
                 "them in (0, 1]."
@@ -241,7 +269,7 @@ class FlowSchedule:
 
     def __repr__(self) -> str:
         shift = "traced" if is_traced(self.shift) else f"{float(self.shift):.4g}"
-        return f"FlowSchedule(shift {shift}, {self.num_train_timesteps} timesteps)"
+        return f"FlowSchedule(shift {shift}, {plural(self.num_train_timesteps, 'timestep')})"
 
 
 def flow_schedule(
@@ -273,7 +301,8 @@ def flow_schedule(
     Returns:
       A FlowSchedule. Its "linspace" grid runs from 1 to `sigma_min` and is then shifted:
       `sigma_min` is `1 / T` of a dynamic shift, and of a fixed one the level that the shift makes
-      of it, so that the end is shifted twice. That is how diffusers does it.
+      of it, so that the end is shifted twice. That is how diffusers does it. A grid that has a
+      name ends at `1 / T`, shifted once, as in ComfyUI.
 
     Raises:
       ValueError: more than one of shift, mu and image_seq_len; a shift that is not positive, a
@@ -293,48 +322,29 @@ def flow_schedule(
     FluxPipeline, FlowMatchEulerDiscreteScheduler.
     """
     num_train_timesteps = check_int("num_train_timesteps", num_train_timesteps, 1)
-    shift = check_number("shift", shift, above=0)
+    check_within("shift", check_number("shift", shift, above=0), 1e-35, 1e35, "the range of shifts")
     given = {"mu": mu, "image_seq_len": image_seq_len}
     named = [name for name, value in given.items() if value is not None]
-    if named and (is_traced(shift) or shift != 1.0):
+    if named and (is_traced(shift) or shift != 1):
         named.insert(0, "shift")
     if len(named) > 1:
         raise ValueError(f"{' and '.join(named)} were given, and each is a shift; give one.")
     if image_seq_len is not None:
-        mu = _mu(image_seq_len, base_shift, max_shift, base_image_seq_len, max_image_seq_len)
-    terminal = None
-    if shift_terminal is not None:
-        terminal = check_number("shift_terminal", shift_terminal, above=0)
-        if not is_traced(terminal) and terminal >= 1:
-            raise ValueError(
-                f"shift_terminal = {terminal} is no level to end at; expected it in (0, 1)."
-            )
+        mu = dynamic_shift(
+            image_seq_len, base_shift, max_shift, base_image_seq_len, max_image_seq_len
+        )
+    terminal = check_terminal(shift_terminal)
     lowest = 1 / num_train_timesteps
     if mu is not None:
         xp, mu = common_namespace(check_number("mu", mu))
+        check_within("mu", mu, -80, 80, "where the logarithm of a shift can lie")
         return FlowSchedule(xp.exp(mu), lowest, terminal, num_train_timesteps)
     fixed = FlowSchedule(check_number("shift", shift, above=0), None)
     return FlowSchedule(fixed.shift, fixed.shifted(lowest), terminal, num_train_timesteps)
 
 
-def _mu(length: int, low: float, high: float, short: int, long: int) -> float:
-    length = check_int("image_seq_len", length, 1)
-    low, high = check_number("base_shift", low), check_number("max_shift", high)
-    short, long = (
-        check_int("base_image_seq_len", short, 1),
-        check_int("max_image_seq_len", long, 1),
-    )
-    if short == long:
-        raise ValueError(
-            f"base_image_seq_len and max_image_seq_len are both {long}; expected two lengths, "
-            "through which mu is drawn as a line."
-        )
-    return low + (length - short) * (high - low) / (long - short)
-
-
 def _pair(x0: ArrayLike, eps: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    x0, eps = jnp.asarray(x0), jnp.asarray(eps)
+    x0, eps = clean_and_noise(x0, eps)
     if x0.ndim < 1 or x0.shape != eps.shape:
         raise ValueError(f"x0 {x0.shape} and eps {eps.shape} differ; expected [B, ...] both.")
-    dtype = state_dtype(x0)
-    return x0.astype(dtype), eps.astype(dtype)
+    return x0, eps

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 from jax.typing import ArrayLike
-from scipy.special import betaincinv
 
 from kdiff_jax._arrays import Array, common_namespace, is_traced
 from kdiff_jax._checks import check_int, check_number
+from kdiff_jax._levels.between import beta_quantiles, checked, ends_of
 
 
+@checked
 def karras_sigmas(
     num_steps: int, sigma_min: ArrayLike, sigma_max: ArrayLike, rho: ArrayLike = 7.0
 ) -> Array:
@@ -39,13 +40,14 @@ def karras_sigmas(
 
     Source: Karras et al. 2022 (arXiv:2206.00364), eq. 5; `get_sigmas_karras` of k-diffusion.
     """
-    ramp, low, high = _between(num_steps, sigma_min, sigma_max)
+    ramp, low, high = ends_of(num_steps, sigma_min, sigma_max)
     rho = check_number("rho", rho, above=0)
     _, ramp, low, high, rho = common_namespace(ramp, low, high, rho)
     first, last = high ** (1 / rho), low ** (1 / rho)
-    return (first + ramp * (last - first)) ** rho
+    return ((1 - ramp) * first + ramp * last) ** rho
 
 
+@checked
 def exponential_sigmas(num_steps: int, sigma_min: ArrayLike, sigma_max: ArrayLike) -> Array:
     """Evenly spaced in log sigma: `max^(1-r) min^r`, r = i/(N-1).
 
@@ -58,9 +60,10 @@ def exponential_sigmas(num_steps: int, sigma_min: ArrayLike, sigma_max: ArrayLik
 
     Source: `get_sigmas_exponential` of k-diffusion.
     """
-    return polyexponential_sigmas(num_steps, sigma_min, sigma_max, 1.0)
+    return _polyexponential(*ends_of(num_steps, sigma_min, sigma_max), 1.0)
 
 
+@checked
 def polyexponential_sigmas(
     num_steps: int, sigma_min: ArrayLike, sigma_max: ArrayLike, rho: ArrayLike = 1.0
 ) -> Array:
@@ -77,8 +80,11 @@ def polyexponential_sigmas(
 
     Source: `get_sigmas_polyexponential` of k-diffusion.
     """
-    ramp, low, high = _between(num_steps, sigma_min, sigma_max)
     rho = check_number("rho", rho, above=0)
+    return _polyexponential(*ends_of(num_steps, sigma_min, sigma_max), rho)
+
+
+def _polyexponential(ramp: np.ndarray, low: ArrayLike, high: ArrayLike, rho: ArrayLike) -> Array:
     inside = ramp < 1
     # 0^rho has no gradient in rho, so the last level takes another base, and is put in its place.
     base = np.where(inside, 1 - ramp, 1.0)
@@ -87,6 +93,7 @@ def polyexponential_sigmas(
     return xp.exp(xp.log(low) + share * (xp.log(high) - xp.log(low)))
 
 
+@checked
 def vp_sigmas(
     num_steps: int,
     sigma_min: ArrayLike | None = None,
@@ -145,6 +152,7 @@ def vp_sigmas(
     return xp.sqrt(xp.expm1(exponent_at((1 - ramp) * start + ramp * end)))
 
 
+@checked
 def beta_sigmas(
     num_steps: int,
     sigma_min: ArrayLike,
@@ -170,11 +178,12 @@ def beta_sigmas(
 
     Source: Lee et al. 2024 (arXiv:2407.12173); `_convert_to_beta` of diffusers.
     """
-    ramp, low, high = _between(num_steps, sigma_min, sigma_max)
+    ramp, low, high = ends_of(num_steps, sigma_min, sigma_max)
     _, quantiles, low, high = common_namespace(beta_quantiles(1 - ramp, alpha, beta), low, high)
     return low + quantiles * (high - low)
 
 
+@checked
 def linear_quadratic_sigmas(
     num_steps: int,
     sigma_max: ArrayLike,
@@ -234,6 +243,7 @@ def linear_quadratic_sigmas(
     return high * xp.where(i < linear, line, curve)
 
 
+@checked
 def kl_optimal_sigmas(num_steps: int, sigma_min: ArrayLike, sigma_max: ArrayLike) -> Array:
     """Evenly spaced in the arctangent of sigma: `tan((1-r) atan(max) + r atan(min))`, r = i/(N-1).
 
@@ -246,7 +256,7 @@ def kl_optimal_sigmas(num_steps: int, sigma_min: ArrayLike, sigma_max: ArrayLike
 
     Source: Sabour et al. 2024 (arXiv:2404.14507), section 3; "kl_optimal" of ComfyUI.
     """
-    ramp, low, high = _between(num_steps, sigma_min, sigma_max)
+    ramp, low, high = ends_of(num_steps, sigma_min, sigma_max)
     xp, ramp, low, high = common_namespace(ramp, low, high)
     angle = (1 - ramp) * xp.arctan(high) + ramp * xp.arctan(low)
     # Close to a right angle its complement keeps the digits.
@@ -254,6 +264,7 @@ def kl_optimal_sigmas(num_steps: int, sigma_min: ArrayLike, sigma_max: ArrayLike
     return xp.where(angle < 1, xp.tan(angle), 1 / xp.tan(complement))
 
 
+@checked
 def laplace_sigmas(
     num_steps: int,
     sigma_min: ArrayLike,
@@ -281,7 +292,7 @@ def laplace_sigmas(
 
     Source: Hang et al. 2024 (arXiv:2407.03297); `get_sigmas_laplace` of ComfyUI's k-diffusion.
     """
-    ramp, low, high = _between(num_steps, sigma_min, sigma_max)
+    ramp, low, high = ends_of(num_steps, sigma_min, sigma_max)
     mu, beta = check_number("mu", mu), check_number("beta", beta, above=0)
     unit = np.sign(0.5 - ramp) * -np.log(1 - 2 * np.abs(0.5 - ramp) + 1e-5)
     xp, unit, mu, beta, low, high = common_namespace(unit, mu, beta, low, high)
@@ -299,30 +310,3 @@ def _apart_below(levels: Array, top: Array, bottom: Array) -> Array:
     target = xp.where(count < num_steps, levels[xp.minimum(repeated, num_steps - 1)], bottom)
     gaps = xp.clip(count, 1, max(num_steps - 1, 1))
     return xp.where(i < count, top + i / gaps * (target - top), levels)
-
-
-def beta_quantiles(shares: np.ndarray, alpha: ArrayLike, beta: ArrayLike) -> np.ndarray:
-    """The quantiles of Beta(alpha, beta), on the host."""
-    if is_traced(alpha, beta):
-        raise ValueError(
-            "alpha or beta is traced, and JAX has no quantiles of a beta distribution; pass "
-            "numbers, and trace sigma_min and sigma_max."
-        )
-    alpha, beta = check_number("alpha", alpha, above=0), check_number("beta", beta, above=0)
-    quantiles: np.ndarray = betaincinv(alpha, beta, shares)
-    return quantiles
-
-
-def _between(
-    num_steps: ArrayLike, sigma_min: ArrayLike, sigma_max: ArrayLike
-) -> tuple[np.ndarray, ArrayLike, ArrayLike]:
-    """`i / (N - 1)` and the checked ends; of one step the first end is all there is."""
-    num_steps = check_int("num_steps", num_steps, 1)
-    low = check_number("sigma_min", sigma_min, above=0)
-    high = check_number("sigma_max", sigma_max, above=0)
-    if num_steps > 1 and not is_traced(low, high) and not low < high:
-        raise ValueError(
-            f"sigma_min = {low} is not below sigma_max = {high}, and the grid runs down from "
-            "sigma_max to sigma_min; swap them."
-        )
-    return np.linspace(0, 1, num_steps), low, high

@@ -8,11 +8,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import common_namespace
-from kdiff_jax._checks import check_int, check_vector, share
-from kdiff_jax._levels.alone import SigmasAlone
+from kdiff_jax._checks import check_int, check_vector, share, shown
+from kdiff_jax._levels.alone import kind_of
 from kdiff_jax._levels.levels import Levels
 from kdiff_jax._levels.noise_schedule import NoiseSchedule
-from kdiff_jax._levels.protocol import Noise
 
 
 def lcm_levels(
@@ -59,7 +58,7 @@ def lcm_levels(
 
     Source: Luo et al. 2023 (arXiv:2310.04378), Algorithm 3; `LCMScheduler` of diffusers.
     """
-    kind: Noise = SigmasAlone() if noise is None else noise
+    kind = kind_of(noise)
     if kind.flow:
         raise ValueError(
             "lcm_levels was given a rectified flow, which has no distillation grid; take "
@@ -68,18 +67,18 @@ def lcm_levels(
     if sigmas is not None:
         if num_steps is not None or timesteps is not None:
             raise ValueError(
-                f"num_steps = {num_steps} and timesteps = {timesteps} were given with sigmas, "
-                "which are all of it; give exactly one of the three."
+                f"num_steps = {shown(num_steps)} and timesteps = {shown(timesteps)} were given "
+                "with sigmas, which are all of it; give exactly one of the three."
             )
         chosen, steps = kind.given_sigmas(sigmas)
         kept = _kept_steps(len(chosen), strength, "sigmas")
         chosen, steps = chosen[-kept:], steps[-kept:]
-    elif noise is None:
+    elif not isinstance(kind, NoiseSchedule):
         raise ValueError("noise = None has no timesteps to choose from; give sigmas=[...].")
     else:
-        count = noise.num_train_timesteps
+        count = kind.num_train_timesteps
         steps = lcm_timesteps(count, num_steps, original_steps, timesteps, strength)
-        chosen = noise.sigmas[steps]
+        chosen = kind.sigmas[steps]
     xp, chosen, steps, end = common_namespace(chosen, steps, np.zeros(1))
     levels = xp.concatenate([chosen, end])
     return Levels(levels, steps, kind, chosen[0], zero_terminal_snr=kind.zero_terminal_snr)
@@ -102,7 +101,8 @@ def lcm_timesteps(
     """
     if (num_steps is None) == (timesteps is None):
         raise ValueError(
-            f"num_steps = {num_steps} and timesteps = {timesteps}; give exactly one of them."
+            f"num_steps = {shown(num_steps)} and timesteps = {shown(timesteps)}; give exactly one "
+            "of them."
         )
     if timesteps is not None:
         steps = _custom_lcm_timesteps(num_train_timesteps, timesteps)

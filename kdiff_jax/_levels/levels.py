@@ -11,7 +11,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, common_namespace, is_traced
-from kdiff_jax._checks import check_int, check_number, one_per_step, share
+from kdiff_jax._checks import (
+    check_int,
+    check_number,
+    equal_or_refused,
+    one_per_step,
+    plural,
+    share,
+)
 from kdiff_jax._levels.protocol import Noise
 
 
@@ -30,6 +37,7 @@ class Levels:
       init_noise_sigma: the standard deviation that initial noise is given.
       raised: None, or [N] the levels that churn raises each step to.
       added: None, or [N + 1] the weight of the noise that raises them, and what the end adds.
+      end_timestep: None, or [1] the timestep of the level above 0 that the run ends at.
       first_step: the steps of the whole run before these; static.
       closes: whether the run ends at 0; static.
       zero_terminal_snr: whether the first level may hold no signal; static.
@@ -41,6 +49,7 @@ class Levels:
     init_noise_sigma: Array
     raised: Array | None = None
     added: Array | None = None
+    end_timestep: Array | None = None
     first_step: int = field(default=0, metadata={"static": True})
     closes: bool = field(default=True, metadata={"static": True})
     zero_terminal_snr: bool = field(default=False, metadata={"static": True})
@@ -203,7 +212,8 @@ class Levels:
             sigmas, timesteps = self.sigmas[-2::-1], self.timesteps[:0:-1]
         else:
             sigmas = self.sigmas[::-1]
-            lowest = self.noise.timestep_at(sigmas[:1])
+            lowest = self.end_timestep
+            lowest = self.noise.timestep_at(sigmas[:1]) if lowest is None else lowest
             xp, lowest, timesteps = common_namespace(lowest, self.timesteps[:0:-1])
             timesteps = xp.concatenate([lowest, timesteps])
         return Levels(
@@ -211,6 +221,7 @@ class Levels:
             timesteps,
             self.noise,
             self._init_noise_sigma(sigmas[0]),
+            end_timestep=self.timesteps[:1],
             closes=False,
             # A run up ends at the level without a signal; turned over once more, it begins there.
             zero_terminal_snr=self.ascends and self.noise.zero_terminal_snr,
@@ -255,9 +266,11 @@ class Levels:
 
         Source: Karras et al. 2022 (arXiv:2206.00364), Algorithm 2; `sample_dpm_2` of k-diffusion.
         """
+        count = self.num_steps
+        churn = one_per_step("s_churn", s_churn, count)
         if self.noise.flow:
             raise ValueError(
-                f"s_churn = {s_churn} on a rectified flow: the noise that churn adds would take "
+                f"s_churn = {churn} on a rectified flow: the noise that churn adds would take "
                 "the sample off the line alpha + sigma = 1 that the network knows; leave it out, "
                 "or take kd.dpm2_ancestral, whose noise stays on the line."
             )
@@ -269,15 +282,13 @@ class Levels:
                 "out."
             )
         low = check_number("s_tmin", s_tmin, at_least=0)
-        unbounded = not is_traced(s_tmax) and s_tmax == math.inf
+        unbounded = isinstance(s_tmax, (float, np.floating)) and s_tmax == math.inf
         high = math.inf if unbounded else check_number("s_tmax", s_tmax, at_least=0)
         if not is_traced(low, high) and low > high:
             raise ValueError(
                 f"s_tmin = {low} is above s_tmax = {high}, so no level has churn; swap them, or "
                 "leave churned(...) out."
             )
-        count = self.num_steps
-        churn = one_per_step("s_churn", s_churn, count)
         factor = one_per_step("s_noise", s_noise, count)
         xp, levels, churn, low, high, factor, timesteps = common_namespace(
             self.sigmas[:-1], churn, low, high, factor, self.timesteps
@@ -312,6 +323,7 @@ class Levels:
             init_noise_sigma=init_noise_sigma,
             raised=None if self.raised is None else self.raised[steps],
             added=None if self.added is None else self.added[start:end],
+            end_timestep=self.end_timestep if stop is None else self.timesteps[stop:end],
             first_step=self.first_step + (start or 0),
             closes=self.closes and stop is None,
         )
@@ -320,10 +332,13 @@ class Levels:
         if not hasattr(self.sigmas, "shape"):
             return "Levels(...)"
         if is_traced(self.sigmas) or not isinstance(self.sigmas, (np.ndarray, jax.Array)):
-            return f"Levels({self.num_steps} steps, traced)"
+            return f"Levels({plural(self.num_steps, 'step')}, traced)"
         if self.sigmas.ndim > 1:
-            return f"Levels({list(self.sigmas.shape[:-1])} of {self.num_steps} steps)"
+            return f"Levels({list(self.sigmas.shape[:-1])} of {plural(self.num_steps, 'step')})"
         levels = [f"{float(level):.4g}" for level in self.sigmas]
         ends = [levels[0], levels[-2], "0"] if self.closes else [levels[0], levels[-1]]
         churn = "" if self.raised is None else ", churned"
-        return f"Levels({self.num_steps} steps, sigma {' .. '.join(dict.fromkeys(ends))}{churn})"
+        count = plural(self.num_steps, "step")
+        return f"Levels({count}, sigma {' .. '.join(dict.fromkeys(ends))}{churn})"
+
+    __eq__ = equal_or_refused

@@ -10,9 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdiff_jax._arrays import Array, common_namespace, is_traced, state_dtype
-from kdiff_jax._checks import check_int, check_sigmas, check_vector
-from kdiff_jax._levels.betas import BetaSchedule, betas_of
+from kdiff_jax._arrays import Array, common_namespace, is_traced
+from kdiff_jax._checks import (
+    as_numbers,
+    check_array,
+    check_flag,
+    check_int,
+    check_sigmas,
+    check_vector,
+    check_within,
+    equal_or_refused,
+    plural,
+    shown,
+    traced_vector,
+    warn_above_training,
+)
+from kdiff_jax._levels.betas import BetaSchedule, betas_of, noise_of
 from kdiff_jax._levels.spacing import (
     TIMESTEP_GRIDS,
     GridOptions,
@@ -21,6 +34,7 @@ from kdiff_jax._levels.spacing import (
 )
 from kdiff_jax._levels.split import Split, variance_split
 from kdiff_jax._levels.timestep_grids import grid_timesteps
+from kdiff_jax._levels.training import clean_and_noise, inside_or_nan
 from kdiff_jax._levels.units import input_scale_at, unit_variance
 
 
@@ -66,10 +80,12 @@ class NoiseSchedule:
 
         Source: the interpolation in `set_timesteps` of diffusers' KDPM2DiscreteScheduler.
         """
-        xp, t, grid, table = common_namespace(
-            timestep, np.arange(self.num_train_timesteps), self.sigmas
-        )
-        return xp.interp(t, grid, table)
+        timestep = check_within("timestep", timestep, -np.inf, np.inf, "the numbers")
+        count = self.num_train_timesteps
+        xp, t, grid, table = common_namespace(timestep, np.arange(count), self.sigmas)
+        # Zero terminal SNR: an infinite end, which no product with 0 may meet.
+        beyond = xp.isinf(table[-1]) & (t > count - 2)
+        return xp.where(beyond, np.inf, xp.interp(t, grid, xp.where(xp.isinf(table), 0, table)))
 
     def timestep_at(self, sigma: ArrayLike | Sequence[float]) -> Array:
         """The fractional training timestep of a noise level: linear in log sigma.
@@ -96,12 +112,14 @@ class NoiseSchedule:
             _, traced, log_table, grid = common_namespace(
                 sigma, log_table, np.arange(self.num_train_timesteps)
             )
-            return jnp.interp(jnp.log(traced), log_table, grid)
-        levels = np.asarray(sigma, np.float64)
+            # NaN for what the host refuses, and numbers in place of an infinite end.
+            log = jnp.where(traced > 0, jnp.log(jnp.where(traced > 0, traced, 1)), np.nan)
+            return jnp.interp(jnp.minimum(log, 1e30), jnp.minimum(log_table, 1e30), grid)
+        levels = as_numbers("sigma", sigma)
         if not np.all(levels > 0):
             raise ValueError(
-                f"sigma = {sigma!r} is not positive everywhere; a noise level to look up must be: "
-                "leave out the closing 0 of a grid."
+                f"sigma = {shown(sigma)} is not positive everywhere; a noise level to look up must "
+                "be: leave out the closing 0 of a grid."
             )
         return np.interp(
             np.log(levels),
@@ -113,9 +131,10 @@ class NoiseSchedule:
         """Clean data brought to training timesteps, for training: `a_t x0 + s_t eps`.
 
         Args:
-          x0: [B, ...] clean samples.
+          x0: [B, ...] clean samples; a NumPy array of pixels in [0, 255] warns.
           eps: the shape of x0, unit Gaussian noise.
-          timesteps: [B] integers in [0, T - 1].
+          timesteps: [B] integers in [0, T - 1]. Under jit a sample whose timestep lies outside is
+            NaN, since a trace cannot raise.
 
         Returns:
           [B, ...] noised samples, float32 (float64 where x0 is).
@@ -155,7 +174,8 @@ class NoiseSchedule:
         return alpha * eps - sigma * x0
 
     def _at(self, x0: ArrayLike, eps: ArrayLike, timesteps: ArrayLike) -> tuple[jax.Array, ...]:
-        x0, eps, timesteps = jnp.asarray(x0), jnp.asarray(eps), jnp.asarray(timesteps)
+        x0, eps = clean_and_noise(x0, eps)
+        timesteps = check_array("timesteps", timesteps)
         if x0.ndim < 1 or x0.shape != eps.shape or timesteps.shape != x0.shape[:1]:
             raise ValueError(
                 f"x0 {x0.shape}, eps {eps.shape} and timesteps {timesteps.shape} do not fit; "
@@ -172,12 +192,14 @@ class NoiseSchedule:
             low, high = int(timesteps.min()), int(timesteps.max())
             if low < 0 or high > last:
                 raise ValueError(f"timesteps span [{low}, {high}]; expected them in [0, {last}].")
-        dtype = state_dtype(x0)
         alpha, sigma = unit_variance(self.sigmas)
         shape = timesteps.shape + (1,) * (x0.ndim - 1)
-        alpha_t = jnp.asarray(alpha, dtype)[timesteps].reshape(shape)
-        sigma_t = jnp.asarray(sigma, dtype)[timesteps].reshape(shape)
-        return alpha_t, sigma_t, x0.astype(dtype), eps.astype(dtype)
+
+        def at(table: Array) -> jax.Array:
+            values = jnp.asarray(table, x0.dtype)[timesteps]
+            return inside_or_nan(timesteps, last, values).reshape(shape)
+
+        return at(alpha), at(sigma), x0, eps
 
     @property
     def flow(self) -> bool:
@@ -238,12 +260,21 @@ class NoiseSchedule:
         low = sigmas[-1] if options.sigma_min is None else options.sigma_min
         high = sigmas[0] if options.sigma_max is None else options.sigma_max
         sigmas = shaped_sigmas(options.grid, num_steps, low, high, options.rho)
-        return sigmas, self.timestep_at(sigmas)
+        return sigmas, self._timesteps_of(sigmas)
+
+    def _timesteps_of(self, levels: Array) -> Array:
+        """The timesteps of levels to visit; a warning where no training level is near."""
+        noise = self.finite()
+        if not is_traced(levels, noise.sigmas):
+            warn_above_training(float(levels[0]), float(noise.sigmas[-1]))
+        return noise.timestep_at(levels)
 
     def given_timesteps(self, timesteps: ArrayLike | Sequence[float]) -> tuple[Array, Array]:
         """The levels of timesteps that a caller chose, whole or fractional, and the timesteps."""
         if is_traced(timesteps):
-            traced = jnp.asarray(timesteps)
+            traced = traced_vector("timesteps", timesteps)
+            inside = (traced[0] < self.num_train_timesteps) & (traced[-1] >= 0)
+            traced = jnp.where(inside & jnp.all(jnp.diff(traced) < 0), traced, np.nan)
             return self.sigma_at(traced), traced
         steps = check_vector("timesteps", timesteps)
         last = self.num_train_timesteps - 1
@@ -261,20 +292,23 @@ class NoiseSchedule:
     def given_sigmas(self, sigmas: ArrayLike | Sequence[float]) -> tuple[Array, Array]:
         """Levels that a caller chose, and the timesteps that the network receives."""
         levels = check_sigmas("sigmas", sigmas)
-        return levels, self.finite().timestep_at(levels)
+        return levels, self._timesteps_of(levels)
 
     def __repr__(self) -> str:
+        count = plural(self.num_train_timesteps, "timestep")
         if is_traced(self.sigmas):
-            return f"NoiseSchedule({self.num_train_timesteps} timesteps, traced)"
+            return f"NoiseSchedule({count}, traced)"
         low, high = float(self.sigmas[0]), float(self.sigmas[-1])
-        return f"NoiseSchedule({self.num_train_timesteps} timesteps, sigma {low:.4g} .. {high:.4g})"
+        return f"NoiseSchedule({count}, sigma {low:.4g} .. {high:.4g})"
+
+    __eq__ = equal_or_refused
 
 
 def noise_schedule(
     beta_schedule: BetaSchedule = "scaled_linear",
     num_train_timesteps: int = 1000,
-    beta_start: float = 0.00085,
-    beta_end: float = 0.012,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
     trained_betas: Sequence[float] | np.ndarray | None = None,
     rescale_zero_terminal_snr: bool = False,
 ) -> NoiseSchedule:
@@ -287,8 +321,8 @@ def noise_schedule(
     Args:
       beta_schedule: the name of the schedule.
       num_train_timesteps: T.
-      beta_start: the first beta, in (0, 1).
-      beta_end: the last beta, in (0, 1).
+      beta_start, beta_end: the first beta and the last, in (0, 1). None: 1e-4 and 0.02 of
+        "linear", as DDPM has them, 0.00085 and 0.012 of "scaled_linear", Stable Diffusion's.
       trained_betas: [T] betas given one by one, in (0, 1); they replace the named schedule.
       rescale_zero_terminal_snr: shift and scale sqrt(abar) so that the last one is exactly 0.
         DPM2 and Euler, which need a finite sigma there, take it as 2**-24.
@@ -297,8 +331,8 @@ def noise_schedule(
       A NoiseSchedule.
 
     Raises:
-      ValueError: an unknown name, a T that is no positive integer, betas outside (0, 1) or of
-        another length than T.
+      ValueError: an unknown name, a T that is no positive integer, betas outside (0, 1), traced,
+        or of another length than T; levels that do not rise, or that no float32 can hold.
 
     Example:
       >>> import kdiff_jax as kd
@@ -310,27 +344,7 @@ def noise_schedule(
     (squaredcos_cap_v2), Lin et al. 2023 (arXiv:2305.08891), Algorithm 1 (zero terminal SNR).
     """
     num_train_timesteps = check_int("num_train_timesteps", num_train_timesteps, 1)
+    rescale_zero_terminal_snr = check_flag("rescale_zero_terminal_snr", rescale_zero_terminal_snr)
     betas = betas_of(beta_schedule, num_train_timesteps, beta_start, beta_end, trained_betas)
-    log_abar = np.cumsum(np.log1p(-betas))
-    alphas_cumprod = np.exp(log_abar)
-    # expm1 keeps the digits of 1 - abar that a subtraction loses where abar is close to 1.
-    with np.errstate(over="ignore"):
-        sigmas = np.sqrt(np.expm1(-log_abar))
-    if sigmas[-1] > np.finfo(np.float32).max:
-        raise ValueError(
-            f"the betas leave alphas_cumprod = {alphas_cumprod[-1]:.3g} at the last timestep, a "
-            "sigma that float32 cannot hold; lower beta_end or the betas, or take "
-            "rescale_zero_terminal_snr=True with betas that keep more signal."
-        )
-    if rescale_zero_terminal_snr:
-        if num_train_timesteps < 2:
-            raise ValueError(
-                "rescale_zero_terminal_snr needs num_train_timesteps of at least 2, got 1: "
-                "one level cannot keep its signal and lose it."
-            )
-        root = np.sqrt(alphas_cumprod)
-        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-        alphas_cumprod = root**2
-        with np.errstate(divide="ignore"):
-            sigmas = np.sqrt((1 - root) * (1 + root)) / root
-    return NoiseSchedule(alphas_cumprod, sigmas, bool(rescale_zero_terminal_snr))
+    alphas_cumprod, sigmas = noise_of(betas, rescale_zero_terminal_snr)
+    return NoiseSchedule(alphas_cumprod, sigmas, rescale_zero_terminal_snr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jax.typing import ArrayLike
 
@@ -12,6 +12,7 @@ from kdiff_jax._levels.spacing import GridOptions
 from kdiff_jax._levels.split import Split
 
 
+@runtime_checkable
 class Noise(Protocol):
     """What `kd.levels` and the tables need to know of the levels that a network was trained on.
 

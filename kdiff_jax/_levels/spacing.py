@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import jax
 import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, is_traced
-from kdiff_jax._checks import check_choice, check_int, check_number
+from kdiff_jax._checks import check_choice, check_flag, check_int, check_number
 from kdiff_jax._levels.grids import (
     beta_sigmas,
     exponential_sigmas,
@@ -96,7 +95,7 @@ def shaped_sigmas(
     high: ArrayLike | None,
     rho: ArrayLike | None,
 ) -> Array:
-    """The levels of a grid between two ends, [N]; refused where steps are too small to tell."""
+    """The levels of a grid between two ends, [N]."""
     assert grid is not None
     assert high is not None
     if grid == "linear_quadratic":
@@ -116,12 +115,6 @@ def shaped_sigmas(
             "laplace": laplace_sigmas,
         }
         levels = between[grid](num_steps, low, high)
-    dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    if not is_traced(levels) and np.any(np.diff(levels.astype(dtype)) >= 0):
-        raise ValueError(
-            f"grid={grid!r} between sigma = {levels[0]:.6g} and {levels[-1]:.6g} has steps too "
-            f"small for {dtype} at num_steps = {num_steps}; take fewer steps or a smaller rho."
-        )
     return levels
 
 
@@ -131,6 +124,11 @@ def check_options(options: GridOptions) -> None:
     check_choice("timestep_spacing", options.timestep_spacing, SPACINGS)
     check_choice("grid", grid, (None, *SIGMA_GRIDS, *TIMESTEP_GRIDS))
     check_int("steps_offset", options.steps_offset, 0)
+    check_flag("round_timesteps", options.round_timesteps)
+    ends = {"rho": options.rho, "sigma_min": low, "sigma_max": high}
+    for name, number in ends.items():
+        if number is not None:
+            check_number(name, number, above=0)
     shapes = grid in ("karras", "polyexponential")
     # 7, Karras' own, may be passed along with any grid.
     if not shapes and options.rho is not None and (is_traced(options.rho) or options.rho != 7):

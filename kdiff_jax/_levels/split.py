@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import Array, common_namespace, is_traced
@@ -30,7 +31,7 @@ def variance_split(s0: Array, s1: Array, eta: Array) -> Split:
     """
     xp, s0, s1, eta = common_namespace(s0, s1, eta)
     q, inside = variance_shares(s0, s1, eta)
-    _check_eta(inside, eta, s0, s1, lambda worst: 1 / np.sqrt(q[worst]))
+    inside = _check_eta(inside, eta, s0, s1, lambda worst: 1 / np.sqrt(q[worst]))
     return s1 * xp.sqrt(inside), s1 * eta * xp.sqrt(q), xp.ones_like(s1)
 
 
@@ -58,7 +59,7 @@ def flow_split(s0: Array, s1: Array, eta: Array) -> Split:
     xp, s0, s1, eta = common_namespace(s0, s1, eta)
     q = (s0 - s1) / s0
     inside = 1 - eta * q
-    _check_eta(inside, eta, s0, s1, lambda worst: 1 / q[worst])
+    inside = _check_eta(inside, eta, s0, s1, lambda worst: 1 / q[worst])
     s_down = s1 * inside
     keep = (1 - s1) / (1 - s_down)
     # s1 - keep * s_down without its cancellation; the square root has no derivative at eta = 0.
@@ -67,9 +68,12 @@ def flow_split(s0: Array, s1: Array, eta: Array) -> Split:
     return s_down, s_up, keep
 
 
-def _check_eta(inside: Any, eta: Any, s0: Any, s1: Any, bound: Any) -> None:
-    if is_traced(inside) or np.all(inside > 0):
-        return
+def _check_eta(inside: Any, eta: Any, s0: Any, s1: Any, bound: Any) -> Any:
+    """`inside`; NaN where a traced eta is beyond its bound, since a trace cannot raise."""
+    if is_traced(inside):
+        return jnp.where((inside > 0) & (eta >= 0), inside, np.nan)
+    if np.all(inside > 0):
+        return inside
     worst = int(np.argmin(inside))
     eta = np.broadcast_to(eta, s0.shape)[worst]
     raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kdiff_jax._checks import check_int
-from kdiff_jax._levels.grids import beta_quantiles
+from kdiff_jax._levels.between import beta_quantiles
 
 
 def beta_timesteps(

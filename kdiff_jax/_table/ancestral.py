@@ -7,8 +7,15 @@ from collections.abc import Sequence
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, common_namespace
-from kdiff_jax._checks import one_per_step
+from kdiff_jax._checks import check_kind, one_per_step, shown
 from kdiff_jax._levels.levels import Levels
+
+
+def check_levels(levels: Levels) -> Levels:
+    """What every sampler is a function of; a noise schedule or a table is easily passed for it."""
+    remedy = "levels, from kd.levels(noise, num_steps) or kd.lcm_levels(noise, num_steps)"
+    checked: Levels = check_kind("levels", levels, Levels, remedy)
+    return checked
 
 
 def ancestral_split(
@@ -32,7 +39,7 @@ def ancestral_split(
       ValueError: levels with churn or ascending; eta or s_noise negative, not finite or of another
         shape; eta at or beyond the bound of a step.
     """
-    refuse_churn(levels, f"eta = {eta}")
+    refuse_churn(levels, f"eta = {shown(eta)}")
     s0, s1 = levels.inner
     s1 = s1 if to is None else to
     count = levels.num_steps
@@ -50,7 +57,7 @@ def ancestral_split(
 
 def refuse_churn(levels: Levels, what: str) -> None:
     """A sampler that draws noise of its own takes neither churn nor levels that ascend."""
-    if levels.raised is not None:
+    if check_levels(levels).raised is not None:
         raise ValueError(
             f"{what} adds noise of its own to levels with churn, and adding both is too much; "
             "take one of the two: levels without churned(...), or a deterministic sampler."

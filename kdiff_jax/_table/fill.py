@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, common_namespace, is_traced
+from kdiff_jax._checks import as_the_table_rounds
 from kdiff_jax._levels.levels import Levels
 from kdiff_jax._table.row import Row
 from kdiff_jax._table.schedule import Schedule
@@ -89,6 +90,10 @@ def fill(
         for name, value in columns.items()
         if value is not None
     }
+    end = len(ladder) - levels.closes
+    if not is_traced(ladder):
+        as_the_table_rounds("the table", np.asarray(ladder)[:end], ascending=levels.ascends)
+    _check_finite(rows)
     return _on_device(
         Schedule(
             rows=Row(**rows),
@@ -112,6 +117,15 @@ def timesteps_reached(levels: Levels) -> Array:
         _, raised, sigmas = common_namespace(levels.raised[1:], levels.sigmas[1:-1])
         of_next = xp.where(raised > sigmas, of_level[:count], of_next)
     return xp.concatenate([of_next, of_level[count:]])
+
+
+def _check_finite(rows: Mapping[str, Any]) -> None:
+    for name, column in rows.items():
+        if not is_traced(column) and not np.all(np.isfinite(column)):
+            raise ValueError(
+                f"{name} is not finite in {column.dtype} in some rows; lower s_noise, or take "
+                "levels that end lower."
+            )
 
 
 def _start(levels: Levels, init_noise_sigma: ArrayLike | None) -> ArrayLike:
@@ -163,5 +177,6 @@ def _rounded(value: ArrayLike, dtype: Any, shape: tuple[int, ...]) -> Any:
     """A column in the dtype of a Row: NumPy, for one transfer of all of them, or traced."""
     if is_traced(value):
         return jnp.broadcast_to(jnp.asarray(value).astype(dtype), shape)
-    array = np.asarray(value, dtype)
+    with np.errstate(over="ignore"):
+        array = np.asarray(value, dtype)
     return array if array.shape == shape else np.full(shape, array)

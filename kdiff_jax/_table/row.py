@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from kdiff_jax._arrays import is_traced
+from kdiff_jax._checks import equal_or_refused, shown
 
 
 @jax.tree_util.register_dataclass
@@ -72,6 +78,8 @@ class Row:
             )
         return f"Row({list(self.index.shape)}, columns {', '.join(columns_of(self))})"
 
+    __eq__ = equal_or_refused
+
 
 def columns_of(rows: Row) -> tuple[str, ...]:
     """The names of the columns that a table has."""
@@ -92,6 +100,26 @@ def reads_history(rows: Row) -> bool:
         column is not None
         for column in (rows.anchor_weight, rows.denoised_weight_1, rows.denoised_weight_2)
     )
+
+
+def row_number(i: Any) -> Any:
+    """An integer, traced or not; a bool would be row 0 or 1, unseen."""
+    try:
+        if is_traced(i) and i.shape == () and jnp.issubdtype(i.dtype, jnp.integer):
+            return i
+        if is_traced(i) or isinstance(i, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(i)
+    except TypeError:
+        raise TypeError(
+            f"a schedule is indexed by one integer or by a slice, got {shown(i)}; to drop the "
+            "first outer steps take levels.start_at(step)."
+        ) from None
+
+
+def nan_unless(there: jax.Array, row: Row) -> Row:
+    """The row, with a weight of NaN where it is none: no trace can raise."""
+    return replace(row, denoised_weight=jnp.where(there, row.denoised_weight, np.nan))
 
 
 @jax.jit
@@ -119,4 +147,4 @@ def take_rows(rows: Row, length: jax.Array | None, i: jax.Array) -> Row:
         return jnp.take_along_axis(leaf, places, axis=-1).reshape(at.shape)
 
     row = jax.tree.map(take, replace(rows, idle=None))
-    return replace(with_units(row), idle=i >= end)
+    return nan_unless(i >= 0, replace(with_units(row), idle=i >= end))

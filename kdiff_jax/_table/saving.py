@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from kdiff_jax._arrays import is_traced
+from kdiff_jax._checks import shown
 from kdiff_jax._table.row import Row, columns_of
 
 FORMAT, VERSION = "kdiff_jax.Schedule", 1
@@ -58,7 +59,9 @@ def read(text: str | bytes) -> dict[str, Any]:
     static = {name: held.pop(name, None) for name in _STATIC}
     for name, value in static.items():
         if not isinstance(value, bool):
-            raise ValueError(f"{name} = {value!r} in the JSON; expected true or false: {_REMEDY}.")
+            raise ValueError(
+                f"{name} = {shown(value)} in the JSON; expected true or false: {_REMEDY}."
+            )
     columns = _arrays_of(
         "rows", held.pop("rows", None), _names(required=True), _names(required=False)
     )
@@ -75,17 +78,17 @@ def _object_of(text: str | bytes) -> dict[str, Any]:
     """The JSON object of a text, without what it says of itself."""
     try:
         held = json.loads(text)
-    except (TypeError, ValueError) as error:
-        shown = repr(text[:40]) if isinstance(text, (str, bytes)) else type(text).__name__
-        raise ValueError(f"{shown} is no JSON ({error}); {_REMEDY}.") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        start = shown(text[:40]) if isinstance(text, (str, bytes)) else type(text).__name__
+        raise ValueError(f"text = {start} is no JSON ({error}); {_REMEDY}.") from None
     form = held.pop("format", None) if isinstance(held, dict) else type(held).__name__
     if form != FORMAT:
-        raise ValueError(f"the JSON is of format {form!r}; expected {FORMAT!r}: {_REMEDY}.")
+        raise ValueError(f"the JSON is of format {shown(form)}; expected {FORMAT!r}: {_REMEDY}.")
     version = held.pop("version", None)
     if version != VERSION:
         raise ValueError(
-            f"the JSON is of version {version!r}, and this kdiff_jax reads version {VERSION}; read "
-            "it with the kdiff_jax that wrote it, or build the table again."
+            f"the JSON is of version {shown(version)}, and this kdiff_jax reads version "
+            f"{VERSION}; read it with the kdiff_jax that wrote it, or build the table again."
         )
     return held
 
@@ -94,7 +97,7 @@ def _arrays_of(
     where: str, held: Any, required: tuple[str, ...], optional: tuple[str, ...]
 ) -> dict[str, Any]:
     if not isinstance(held, dict):
-        raise ValueError(f"{where} is {held!r:.80}; expected an object of columns: {_REMEDY}.")
+        raise ValueError(f"{where} is {shown(held)}; expected an object of columns: {_REMEDY}.")
     missing = [name for name in required if name not in held]
     unknown = [name for name in held if name not in (*required, *optional)]
     if missing or unknown:
@@ -107,7 +110,7 @@ def _arrays_of(
 
 def _array(name: str, entry: Any) -> np.ndarray:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "values"}:
-        raise ValueError(f"{name} is {entry!r:.80}; expected its dtype and values: {_REMEDY}.")
+        raise ValueError(f"{name} is {shown(entry)}; expected its dtype and values: {_REMEDY}.")
     _check_dtype(name, entry["dtype"])
     if entry["dtype"] == "float64" and not jax.config.values["jax_enable_x64"]:
         raise ValueError(
@@ -123,7 +126,7 @@ def _array(name: str, entry: Any) -> np.ndarray:
     kinds = {"b": "b", "i": "i", "f": "fi"}[dtype.kind]
     if values.dtype.kind not in kinds or values.size == 0:
         raise ValueError(
-            f"{name} holds {entry['values']!r:.80}; expected {dtype} numbers, in lists of one "
+            f"{name} holds {shown(entry['values'])}; expected {dtype} numbers, in lists of one "
             f"length: {_REMEDY}."
         )
     with np.errstate(over="ignore"):
@@ -137,7 +140,7 @@ def _check_dtype(name: str, dtype: Any) -> None:
     expected = (_DTYPES[name],) if name in _DTYPES else _FLOATING
     if dtype not in expected:
         raise ValueError(
-            f"{name} is {dtype!r}; expected {' or '.join(expected)}, as where a sampler "
+            f"{name} is {shown(dtype)}; expected {' or '.join(expected)}, as where a sampler "
             "fills the table: cast it."
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, overload
@@ -12,8 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import is_traced, put_like
-from kdiff_jax._checks import check_int
-from kdiff_jax._table.row import Row, columns_of, reads_history, take_row, take_rows
+from kdiff_jax._checks import check_array, check_int, equal_or_refused, plural, shown
+from kdiff_jax._table.row import (
+    Row,
+    columns_of,
+    nan_unless,
+    reads_history,
+    row_number,
+    take_row,
+    take_rows,
+)
 from kdiff_jax._table.saving import read, written
 
 # What a column holds in a row that does not use it; those that are not here every row has.
@@ -108,21 +115,19 @@ class Schedule:
             )
         if isinstance(i, slice):
             return self._rows_between(i)
-        if is_traced(i):
-            return take_row(self.rows, i)
-        try:
-            i = operator.index(i)
-        except TypeError:
-            raise TypeError(
-                f"a schedule is indexed by one integer or by a slice, got {i!r}; to drop the "
-                "first outer steps take levels.start_at(step)."
-            ) from None
-        if is_traced(self.length):
-            return take_row(self.rows, jnp.int32(i) + (0 if i >= 0 else jnp.asarray(self.length)))
-        if not -self.num_rows <= i < self.num_rows:
-            raise IndexError(f"row {i} of a schedule with {self.num_rows} rows")
+        at = row_number(i)
+        if is_traced(at, self.length):
+            return self._traced_row(jnp.asarray(at))
+        if not -self.num_rows <= at < self.num_rows:
+            raise IndexError(f"row {shown(at)} of a schedule with {self.num_rows} rows")
         # Put there openly: `jax.transfer_guard("disallow")` stops what a call sends by itself.
-        return take_row(self.rows, jax.device_put(np.int32(i % self.num_rows)))
+        return take_row(self.rows, jax.device_put(np.int32(at % self.num_rows)))
+
+    def _traced_row(self, i: jax.Array) -> Row:
+        """Row i where it is known in a program only: NaN where there is none, and IndexError."""
+        end = self.rows.index.shape[-1] if self.length is None else self.length
+        row = take_row(self.rows, jnp.where(i < 0, i + end, i))
+        return nan_unless((-end <= i) & (i < end), row)
 
     def __iter__(self) -> Iterator[Row]:
         return (self[i] for i in range(self.num_rows))
@@ -130,6 +135,8 @@ class Schedule:
     def _rows_between(self, part: slice) -> Schedule:
         if is_traced(*jax.tree.leaves(self)):
             raise ValueError("the schedule is traced here; slice its rows before jit.")
+        for end in (part.start, part.stop, part.step):
+            row_number(0 if end is None else end)
         start, stop, stride = part.indices(self.num_rows)
         if stride != 1 or start >= stop:
             raise ValueError(
@@ -211,7 +218,8 @@ class Schedule:
         """Every sample at its own row: row i[b] of table b, for a denoiser and `kd.step`.
 
         At or past the end of its table a sample gets an idle row, which leaves it as it is. It
-        runs inside jit; in a loop by hand it is compiled once.
+        runs inside jit; in a loop by hand it is compiled once. An i on the device cannot be
+        refused: where it is below 0 the row is NaN.
 
         Args:
           i: int32, counted from 0: [B], one a sample, or [B, F], one a frame of each sample (or
@@ -221,7 +229,7 @@ class Schedule:
           A Row with leaves of the shape of i: of a stack, from table b; of one table, all of it.
 
         Raises:
-          ValueError: i that holds no integers, or is of another shape.
+          ValueError: i that holds no integers, one below 0, or is of another shape.
 
         Example:
           >>> import jax.numpy as jnp, kdiff_jax as kd
@@ -230,14 +238,17 @@ class Schedule:
           >>> kd.stack(tables).rows_at(jnp.array([3, 38])).step.tolist()
           [3, 19]
         """
-        shape, tables = jnp.shape(i), self.rows.index.shape[:-1]
-        if not jnp.issubdtype(jnp.result_type(i), jnp.integer):
-            raise ValueError(f"i is {jnp.result_type(i)}; pass int32 row numbers, one a sample.")
+        numbers = check_array("i", i)
+        shape, tables = numbers.shape, self.rows.index.shape[:-1]
+        if not jnp.issubdtype(numbers.dtype, jnp.integer):
+            raise ValueError(f"i is {numbers.dtype}; pass int32 row numbers, one a sample.")
         fits = shape[: len(tables)] == tables or (tables and not shape)
         if len(shape) > 2 or not fits or not (tables or shape):
             expected = list(tables) if tables else "[B]"
             raise ValueError(f"i has shape {list(shape)}; pass {expected}, one number a sample.")
-        return take_rows(self.rows, self.length, i)
+        if not isinstance(i, jax.Array) and np.min(np.asarray(i), initial=0) < 0:
+            raise ValueError(f"i = {shown(i)} is below 0; pass row numbers counted from 0.")
+        return take_rows(self.rows, self.length, numbers)
 
     def to_json(self) -> str:
         """The table as JSON, to keep or to send: what `Schedule.from_json` reads again, to the bit.
@@ -275,7 +286,7 @@ class Schedule:
         if not known or is_traced(*jax.tree.leaves(self)):
             return f"Schedule({', '.join(columns_of(self.rows))})"
         tables = self.rows.index.shape[:-1]
-        counts = f"{self.num_steps} steps, {self.num_rows} rows"
+        counts = f"{plural(self.num_steps, 'step')}, {plural(self.num_rows, 'row')}"
         if tables:
             return f"Schedule({list(tables)} tables, at most {counts})"
         sigma = np.asarray(self.rows.sigma)
@@ -283,17 +294,21 @@ class Schedule:
         padding = "" if self.length is None else f", padded to {self.rows.index.shape[-1]}"
         return f"Schedule({counts}{padding}, sigma {ends[0]:.4g} .. {ends[1]:.4g})"
 
+    __eq__ = equal_or_refused
+
 
 def with_columns(schedule: Schedule, columns: Iterable[str]) -> Schedule:
     """The same table with these columns, the new ones filled so that they change nothing."""
-    wanted = {columns} if isinstance(columns, str) else set(columns)
+    if not isinstance(columns, Iterable):
+        raise ValueError(f"columns = {shown(columns)}; pass names of columns of Row.")
+    # Names only: a list within the list has no hash.
+    wanted = {columns} if isinstance(columns, str) else {str(name) for name in columns}
     if "anchor_weight" in wanted:
         wanted.add("advances")
     always = {f.name for f in fields(Row)} - set(NEUTRAL) - {"idle"}
     if strange := wanted - set(NEUTRAL) - always:
         raise ValueError(
-            f"columns names {sorted(map(str, strange))}; expected columns of Row: "
-            f"{', '.join(NEUTRAL)}."
+            f"columns names {sorted(strange)}; expected columns of Row: {', '.join(NEUTRAL)}."
         )
     have = set(columns_of(schedule.rows)) & set(NEUTRAL)
     if missing := have - wanted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import is_traced, put_like
+from kdiff_jax._checks import shown
 from kdiff_jax._table.row import columns_of
 from kdiff_jax._table.schedule import NEUTRAL, Schedule, padded, with_columns
 
@@ -48,11 +49,16 @@ def stack(schedules: Sequence[Schedule]) -> Schedule:
       >>> kd.sample(denoise, jnp.float32(0.1), tables, x, jax.random.key(0)).shape
       (2, 8)
     """
-    tables = list(schedules)
+    several = isinstance(schedules, Iterable) and not isinstance(schedules, Schedule)
+    tables = list(schedules) if several else []
     strange = [table for table in tables if not isinstance(table, Schedule)]
     if strange or not tables:
-        got = f"{strange[0]!r}" if strange else "an empty list"
-        raise ValueError(f"stack was given {got}; pass a list of at least one schedule.")
+        got = shown(strange[0] if strange else schedules)
+        got = got if strange or not several else "an empty list"
+        raise ValueError(
+            f"stack was given {got}; pass a list of at least one schedule: kd.stack([schedule])."
+        )
+    like = tables[0].sigmas
     shapes = {table.rows.index.shape[:-1] for table in tables}
     if len(shapes) > 1 or len(next(iter(shapes))) > 1:
         raise ValueError(
@@ -77,7 +83,7 @@ def stack(schedules: Sequence[Schedule]) -> Schedule:
     if is_traced(*jax.tree.leaves(tables)):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *tables)
     together = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(tables))
-    return put_like(together, schedules[0].sigmas)
+    return put_like(together, like)
 
 
 def _of_one_size(tables: list[Schedule]) -> list[Schedule]:

@@ -48,6 +48,25 @@ NOISE_SCHEDULE: list[Refusal] = [
     (lambda: noise(beta_end=1.0), "beta_end = 1.0"),
     (lambda: noise(beta_end=float("nan")), "beta_end = nan"),
     (lambda: noise(beta_start="0.1"), "beta_start = '0.1'"),
+    (lambda: jax.jit(lambda b: noise(beta_end=b).sigmas)(0.02), "beta_end is traced.*pass a numb"),
+    (lambda: jax.jit(lambda b: noise(trained_betas=b).sigmas)(X[0]), "trained_betas is traced"),
+    (lambda: noise(rescale_zero_terminal_snr="false"), "rescale_zero_terminal_snr = 'false' is ne"),
+    (
+        lambda: noise(
+            num_train_timesteps=3,
+            trained_betas=[0.99, 1e-17, 1e-17],
+            rescale_zero_terminal_snr=True,
+        ),
+        "levels that do not rise",
+    ),
+    (lambda: NOISE.sigma_at(math.nan), "timestep = nan"),
+    (lambda: NOISE.sigma_at("9"), "timestep = '9' is not a list of numbers"),  # type: ignore[arg-type]
+    (lambda: NOISE.timestep_at("9"), "sigma = '9' is not a list of numbers"),  # type: ignore[arg-type]
+    (lambda: NOISE.add_noise("a", X, jnp.array([1, 2])), "x0 = 'a' is no array"),  # type: ignore[arg-type]
+    (lambda: NOISE.add_noise(X, None, jnp.array([1, 2])), "eps = None is no array"),  # type: ignore[arg-type]
+    (lambda: NOISE.add_noise(X, X, [[1], [2, 3]]), r"timesteps = \[\[1\], \[2, 3\]\] is no arr"),  # type: ignore[arg-type]
+    (lambda: NOISE.add_noise(X, X.astype(complex), jnp.array([1, 2])), "eps is complex64"),
+    (lambda: kd.noise_schedule() == NOISE, "two values of NoiseSchedule hold arrays.*take chex"),
     (lambda: noise(trained_betas=[0.1, 0.2]), "trained_betas has 2 .*num_train_timesteps is 1000"),
     (lambda: noise(num_train_timesteps=2, trained_betas=[0.1, 1.0]), r"trained_betas .*0.1, 1.0\]"),
     (lambda: noise(num_train_timesteps=2, trained_betas=[0, 0.5]), r"trained_betas .*\[0.0, 0.5\]"),
@@ -84,6 +103,17 @@ FLOWS: list[Refusal] = [
         lambda: kd.flow_schedule(image_seq_len=9, base_image_seq_len=4, max_image_seq_len=4),
         "base_image_seq_len and max_image_seq_len are both 4",
     ),
+    (lambda: kd.flow_schedule("3"), "shift = '3' is not a number"),  # type: ignore[arg-type]
+    (lambda: kd.flow_schedule(1e300), r"shift = 1e\+300 leaves"),
+    (lambda: kd.flow_schedule(mu=1000.0), r"mu = .*1000.* leaves \[-80, 80\]"),
+    (lambda: FLOW.sigma_at(1001.0), r"timestep = 1001.0 leaves \[0, 1000\]"),
+    (lambda: FLOW.timestep_at(1.5), r"sigma = 1.5 leaves \[0, 1\]"),
+    (lambda: FLOW.shifted([1.0, -0.1]), r"sigmas = \[1.0, -0.1\] leaves \[0, 1\]"),
+    (
+        lambda: FLOW.add_noise(X, X, jnp.array([5000.0, 1])),
+        r"timesteps = .*5.*03.* leaves \[0, 1000",
+    ),
+    (lambda: FLOW.add_noise(X, X, [math.nan, 1]), r"timesteps = \[nan, 1\] leaves"),  # type: ignore[arg-type]
     (lambda: FLOW.add_noise(X, X[0], jnp.array([1, 2])), r"x0 \(2, 3\) and eps \(3,\)"),
     (lambda: FLOW.add_noise(X, X, jnp.array(5)), r"timesteps \(\) do not fit x0 \(2, 3\)"),
     (lambda: kd.levels(kd.flow_schedule(num_train_timesteps=1), 5), "is 1 here; take 'trailing'"),
@@ -106,6 +136,31 @@ COUNTS_AND_GRIDS: list[Refusal] = [
     (lambda: of(5, timestep_spacing="even"), "timestep_spacing = 'even'.*'trailing'"),
     (lambda: of(5, grid="cosine"), "grid = 'cosine'.*'karras'"),
     (lambda: of(5, grid=["karras"]), r"grid = \['karras'\]"),
+    (lambda: kd.levels("linear", 5), r"noise = 'linear' is of type str; pass kd.noise_schedule\("),  # type: ignore[arg-type]
+    (lambda: kd.levels(kd.dpm2(LEVELS), 5), r"noise = Schedule\(.* is of type Schedule; pass kd"),  # type: ignore[arg-type]
+    (lambda: kd.levels(LEVELS, 5), r"noise = Levels\(.* is of type Levels; pass"),  # type: ignore[arg-type]
+    (lambda: kd.levels(kd.NoiseSchedule, 5), "noise = .* is a class; pass"),  # type: ignore[arg-type]
+    (lambda: kd.lcm_levels(5, 4), "noise = 5 is of type int; pass"),  # type: ignore[arg-type]
+    (lambda: of(5, round_timesteps="no"), "round_timesteps = 'no' is neither True nor False"),
+    (lambda: of(5, discard_penultimate="no"), "discard_penultimate = 'no' is neither"),
+    (lambda: of(10**400), "num_steps = 1000.*too large"),
+    (lambda: of(5, grid="karras", rho=np.ones(2)), r"rho = array\(\[1., 1.\]\) is not a number"),
+    (lambda: of(5, grid="karras", sigma_max=np.array([9.0])), "sigma_max = .* is not a number"),
+    (lambda: of(5, grid="karras", sigma_max=10**400), "sigma_max = 1000.*out of range"),
+    (lambda: of(sigmas=[10**400, 1]), "sigmas = .*holds a number that no float"),
+    # what float32 cannot hold, or tell apart
+    (lambda: of(sigmas=[1 + 1e-12, 1]), "sigmas between .* too small for float32.*take"),
+    (lambda: of(sigmas=[1e39, 1]), r"sigmas: a level is 1e\+39, and float32.*choose"),
+    (lambda: of(sigmas=[1, 1e-46]), "sigmas: a level is 1e-46"),
+    (lambda: alone(sigmas=[1, 1e-39]), "sigmas: a level is 1e-39"),
+    (
+        lambda: kd.levels(noise(num_train_timesteps=1), 5),
+        r"noise = NoiseSchedule\(1 timestep.*= 5; t",
+    ),
+    (lambda: kd.levels(kd.flow_schedule(shift_terminal=1 - 1e-9), 5), "noise = Flow.*too small"),
+    (lambda: kd.dpm2(kd.lcm_levels(noise(rescale_zero_terminal_snr=True), 4)), "is inf.*choose"),
+    (lambda: kd.lcm(alone(sigmas=[2e5, 1e5, 1.0])), "the table between sigma = 1 and .*too small"),
+    (lambda: kd.euler(LEVELS, 1.0, s_noise=1e39), "noise_weight is not finite in float32.*s_noise"),
     (lambda: of(1001, timestep_spacing="leading"), "num_steps = 1001.*num_train_timesteps = 1000"),
     (lambda: of(1001, timestep_spacing="trailing"), "num_steps = 1001.*'trailing'"),
     (lambda: of(10, timestep_spacing="leading", steps_offset=100), "steps_offset = 100.*999"),
@@ -141,6 +196,11 @@ COUNTS_AND_GRIDS: list[Refusal] = [
     # an image-to-image strength
     (lambda: of(5, strength=0.0), r"strength = 0.0 is out of range"),
     (lambda: of(5, strength=1.2), r"strength = 1.2 .*\(0, 1\]"),
+    (
+        lambda: of(5, strength=1e-9),
+        r"strength = 1e-09 and num_steps = 5 make a run of 5e\+09 steps",
+    ),
+    (lambda: of(5, strength=1e-320), r"strength = 1e-320 and num_steps = 5 make"),
     (lambda: of(5, strength=float("nan")), "strength = nan"),
     (lambda: of(sigmas=[3.0, 1.0], strength=0.5), r"strength = 0.5 .*sigmas.*start_at_strength\("),
     (
@@ -187,6 +247,22 @@ LCM: list[Refusal] = [
 ]
 
 METHODS: list[Refusal] = [
+    (lambda: kd.dpm2(kd.dpm2(LEVELS)), r"levels = Schedule\(.* is of type Schedule; pass levels"),  # type: ignore[arg-type]
+    (lambda: kd.dpm2_ancestral(NOISE), r"levels = NoiseSchedule\(.*; pass levels, from kd.levels"),  # type: ignore[arg-type]
+    (lambda: kd.euler(3), "levels = 3 is of type int"),  # type: ignore[arg-type]
+    (lambda: kd.euler("x", 1.0), "levels = 'x' is of type str"),  # type: ignore[arg-type]
+    (lambda: kd.lcm({}), "levels = {} is of type dict"),  # type: ignore[arg-type]
+    (lambda: kd.levels(NOISE, 3) == LEVELS, "two values of Levels hold arrays.*take chex"),
+    (lambda: kd.dpm2(LEVELS) == kd.dpm2(LEVELS), "two values of Schedule hold arrays"),
+    (lambda: kd.dpm2(LEVELS).rows == kd.dpm2(UP).rows, "two values of Row hold arrays"),
+    (lambda: kd.euler(LEVELS, eta="1"), "eta = '1' is not a list of numbers"),  # type: ignore[arg-type]
+    (lambda: kd.euler(LEVELS, eta=[True, 1, 1]), r"eta = \[True, 1, 1\] is not a list"),
+    (
+        lambda: jax.jit(lambda e: kd.euler(LEVELS, eta=e).sigmas)(jnp.ones(2)),
+        r"eta has shape \(2,\); pass a number or one a step, \[3\]",
+    ),
+    (lambda: LEVELS.churned(1.0, 0.0, np.ones(2)), "s_tmax = .* is not a number"),
+    (lambda: LEVELS.churned(1.0, 0.0, "inf"), "s_tmax = 'inf' is not a number"),  # type: ignore[arg-type]
     (lambda: LEVELS.start_at(3), "step = 3 is past the end of a run of 3 steps.*at most 2"),
     (lambda: LEVELS.start_at(-1), "step = -1"),
     (lambda: LEVELS.start_at(0.5), "step = 0.5.*integer"),  # type: ignore[arg-type]
@@ -244,5 +320,5 @@ def test_what_decides_the_shape_of_a_table_must_not_be_traced():
         lambda n: LEVELS.start_at(n).sigmas,
         lambda n: LEVELS.end_at(n).sigmas,
     ):
-        with pytest.raises(ValueError, match="is traced.*pass an integer"):
+        with pytest.raises(ValueError, match=r"is traced.*pass an integer"):
             jax.jit(count)(2)

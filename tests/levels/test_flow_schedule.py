@@ -81,12 +81,15 @@ def test_the_other_grids_and_their_ends() -> None:
     found = kd.levels(FLOW, 6, grid="linear_quadratic").sigmas
     expected = grid_truth.linear_quadratic(6, 1.0, 0.025, 3)
     np.testing.assert_allclose(found, [*expected, 0], rtol=1e-10)
-    # Without ends: from 1 to the last level of the flow's own spacing.
-    for spacing in ("linspace", "trailing"):
-        options: Any = {"timestep_spacing": spacing}
-        own = kd.levels(SD3, 5, **options).sigmas
-        found = kd.levels(SD3, 5, grid="exponential", **options).sigmas
-        np.testing.assert_allclose(found[:-1], np.geomspace(1, own[-2], 5), rtol=1e-12)
+    # Without ends: from 1 to the last level of the spacing, shifted once; linspace shifts twice.
+    for spacing, last in (("linspace", 1 / 1000), ("trailing", 1 / 5)):
+        end = 3 * last / (1 + 2 * last)
+        options: Any = {"timestep_spacing": spacing, "grid": "exponential"}
+        for flow in (SD3, kd.flow_schedule(mu=np.log(3.0))):
+            found = kd.levels(flow, 5, **options).sigmas
+            np.testing.assert_allclose(found[:-1], np.geomspace(1, end, 5), rtol=1e-12)
+    stretched = kd.levels(kd.flow_schedule(3.0, shift_terminal=0.1), 5, grid="karras").sigmas
+    np.testing.assert_allclose(stretched[-2], 0.1, rtol=1e-12)
     takes_sigma = kd.flow_schedule(num_train_timesteps=1)
     levels = kd.levels(takes_sigma, 5, grid="karras", sigma_min=LOW)
     np.testing.assert_array_equal(levels.timesteps, levels.sigmas[:-1])

@@ -52,6 +52,14 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: kd.laplace_sigmas(5, 0.1, 1.0, mu=float("nan")), "mu = nan"),
     (lambda: kd.align_your_steps_sigmas(5, [3.0, 3.0]), r"table = \[3.0, 3.0\].*strictly desc"),
     (lambda: kd.align_your_steps_sigmas(5, [3.0, 0.0]), r"table = .* holds one level"),
+    (lambda: kd.karras_sigmas(10, 0.03, 14.6, 1e-3), "grid='karras': a level is .*float32 tables"),
+    (lambda: kd.karras_sigmas(10, 1e-30, 1e30), "grid='karras': a level is 1e.30"),
+    (
+        lambda: kd.laplace_sigmas(10, 0.03, 14.6, beta=1e-17),
+        "grid='laplace' .*too small for float3",
+    ),
+    (lambda: kd.beta_timesteps(9, 100, 1e300, 1e10), "alpha = 1e.300 and beta = 1.* no quantiles"),
+    (lambda: kd.vp_sigmas(5, beta_d=1e9), "grid='vp': a level is inf"),
     # names
     (lambda: of(5, grid="cosine"), "grid = 'cosine' is not known.*'kl_optimal'"),
     (lambda: of(5, grid="kl_optimal", rho=3.0), "rho = 3.0 shapes.*'polyexponential'.*'kl_opt"),

@@ -194,6 +194,7 @@ def test_a_grid_by_name_is_its_function_s(grid: Any) -> None:
 # --- no training timesteps ---------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:the noise level 80 is far above")
 def test_without_a_noise_schedule_the_timestep_is_sigma() -> None:
     sigmas = [80.0, 7.0, 0.5, 0.002]
     tables = []

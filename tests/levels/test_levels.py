@@ -257,10 +257,10 @@ def test_every_method_takes_levels_of_a_traced_sigma_max() -> None:
     ("levels", "expected"),
     [
         (kd.levels(NOISE, 25, grid="karras"), "Levels(25 steps, sigma 14.61 .. 0.02917 .. 0)"),
-        (kd.levels(NOISE, 1), "Levels(1 steps, sigma 14.61 .. 0)"),
+        (kd.levels(NOISE, 1), "Levels(1 step, sigma 14.61 .. 0)"),
         (kd.levels(FLOW, 4), "Levels(4 steps, sigma 1 .. 0.008929 .. 0)"),
         (kd.levels(FLOW, 4).end_at(2), "Levels(2 steps, sigma 1 .. 0.6022)"),
-        (kd.levels(FLOW, sigmas=[1, 0.5]).reversed(), "Levels(1 steps, sigma 0.5 .. 1)"),
+        (kd.levels(FLOW, sigmas=[1, 0.5]).reversed(), "Levels(1 step, sigma 0.5 .. 1)"),
         (
             kd.levels(None, sigmas=[8, 2, 0.5]).churned(1.0),
             "Levels(3 steps, sigma 8 .. 0.5 .. 0, churned)",

@@ -114,7 +114,7 @@ def test_tables_are_float64_on_the_host_with_and_without_x64() -> None:
 
 
 def test_trained_betas_replace_the_named_schedule() -> None:
-    named = kd.noise_schedule("linear", num_train_timesteps=100)
+    named = kd.noise_schedule("linear", 100, beta_start=0.00085, beta_end=0.012)
     betas = betas_of("linear", 100, 0.00085, 0.012)
     for name in NAMES:
         given = kd.noise_schedule(

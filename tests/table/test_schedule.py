@@ -250,7 +250,7 @@ def test_a_repr_is_one_short_line() -> None:
     assert repr(schedule.pad(60)) == plain.replace("rows", "rows, padded to 60")
     stacked = kd.stack([schedule, SAMPLERS["euler"](3)])
     assert repr(stacked) == "Schedule([2] tables, at most 25 steps, 49 rows)"
-    assert repr(schedule[48:]) == "Schedule(1 steps, 1 rows, sigma 0.02917 .. 0.02917)"
+    assert repr(schedule[48:]) == "Schedule(1 step, 1 row, sigma 0.02917 .. 0.02917)"
     assert repr(schedule[0]) == "Row(0 of step 0, timestep 999, sigma 14.61)"
     assert repr(schedule.rows).startswith("Row([49], columns index, step, timestep, sigma, ")
     shapes = jax.eval_shape(lambda schedule: schedule, schedule)

@@ -275,7 +275,8 @@ DPM2: Any = SAMPLERS["dpm2"](3)
     [
         (lambda: kd.stack([]), "an empty list.*at least one"),
         (lambda: kd.stack([DPM2, DPM2.rows]), r"stack was given Row\("),
-        (lambda: kd.stack(DPM2), r"stack was given Row\("),
+        (lambda: kd.stack(DPM2), r"stack was given Schedule\(.*kd.stack\(\[schedule\]\)"),
+        (lambda: kd.stack(3), r"stack was given 3; pass a list"),  # type: ignore[arg-type]
         (lambda: kd.stack([DPM2, kd.stack([DPM2])]), "single tables, or stacks of one shape"),
         (lambda: kd.stack([kd.stack([DPM2]), kd.stack([DPM2] * 2)]), "stacks of one shape"),
         (lambda: kd.stack([kd.stack([kd.stack([DPM2])])]), "stacks of one shape"),
