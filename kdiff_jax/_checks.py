@@ -2,7 +2,6 @@
 
 import math
 import operator
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -313,7 +312,7 @@ def check_within(name: str, value: Any, low: float, high: float, what: str) -> A
     return values
 
 
-def check_array(name: str, value: Any) -> jax.Array:
+def as_array(name: str, value: Any) -> jax.Array:
     """An array for the device, from whatever JAX takes for one."""
     try:
         if isinstance(value, (str, bytes)):  # to NumPy's dtype() some letters are names
@@ -321,27 +320,6 @@ def check_array(name: str, value: Any) -> jax.Array:
         return jnp.asarray(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} = {shown(value)} is no array of numbers; pass one.") from None
-
-
-def warn_of_pixels(name: str, x0: Any) -> None:
-    """Warns of an image in [0, 255] on the host, where looking at it costs no transfer."""
-    array = x0 if isinstance(x0, np.ndarray) else np.zeros(0)
-    if array.size and array.dtype.kind == "f" and array.min() >= 0 and array.max() > 100:
-        warnings.warn(
-            f"{name} spans [{array.min():g}, {array.max():g}], like the pixels of an image; "
-            f"networks are trained on [-1, 1]: pass {name} / 127.5 - 1.",
-            stacklevel=4,
-        )
-
-
-def warn_above_training(level: float, highest: float) -> None:
-    """Warns of a level to visit that is far above all of training."""
-    if level > 2 * highest:
-        warnings.warn(
-            f"the noise level {level:.6g} is far above {highest:.6g}, the highest of training, and "
-            "the network receives the last timestep there; lower it.",
-            stacklevel=5,
-        )
 
 
 def equal_or_refused(one: Any, other: Any) -> Any:

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, common_namespace, is_traced
 from kdiff_jax._checks import (
-    check_array,
+    as_array,
     check_int,
     check_number,
     check_sigmas,
@@ -150,7 +150,7 @@ class FlowSchedule:
         x0, eps = _pair(x0, eps)
         last = self.num_train_timesteps
         check_within("timesteps", timesteps, 0, last, "the timesteps of this flow")
-        timesteps = check_array("timesteps", timesteps).astype(x0.dtype)
+        timesteps = as_array("timesteps", timesteps).astype(x0.dtype)
         if timesteps.shape != x0.shape[:1]:
             raise ValueError(
                 f"timesteps {timesteps.shape} do not fit x0 {x0.shape}; expected [B], one a sample."

@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, common_namespace, is_traced
 from kdiff_jax._checks import (
+    as_array,
     as_numbers,
-    check_array,
     check_flag,
     check_int,
     check_sigmas,
@@ -23,7 +23,6 @@ from kdiff_jax._checks import (
     plural,
     shown,
     traced_vector,
-    warn_above_training,
 )
 from kdiff_jax._levels.betas import BetaSchedule, betas_of, noise_of
 from kdiff_jax._levels.spacing import (
@@ -34,7 +33,7 @@ from kdiff_jax._levels.spacing import (
 )
 from kdiff_jax._levels.split import Split, variance_split
 from kdiff_jax._levels.timestep_grids import grid_timesteps
-from kdiff_jax._levels.training import clean_and_noise, inside_or_nan
+from kdiff_jax._levels.training import clean_and_noise, inside_or_nan, warn_above_training
 from kdiff_jax._levels.units import input_scale_at, unit_variance
 
 
@@ -175,7 +174,7 @@ class NoiseSchedule:
 
     def _at(self, x0: ArrayLike, eps: ArrayLike, timesteps: ArrayLike) -> tuple[jax.Array, ...]:
         x0, eps = clean_and_noise(x0, eps)
-        timesteps = check_array("timesteps", timesteps)
+        timesteps = as_array("timesteps", timesteps)
         if x0.ndim < 1 or x0.shape != eps.shape or timesteps.shape != x0.shape[:1]:
             raise ValueError(
                 f"x0 {x0.shape}, eps {eps.shape} and timesteps {timesteps.shape} do not fit; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import jax
@@ -9,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import is_traced, state_dtype
-from kdiff_jax._checks import check_array, warn_of_pixels
+from kdiff_jax._checks import as_array
 
 
 def clean_and_noise(x0: Any, eps: Any) -> tuple[jax.Array, jax.Array]:
     """x0 and eps as arrays of one floating dtype; their shapes are not compared."""
     warn_of_pixels("x0", x0)
-    x0, eps = check_array("x0", x0), check_array("eps", eps)
+    x0, eps = as_array("x0", x0), as_array("eps", eps)
     for name, array in (("x0", x0), ("eps", eps)):
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} is {array.dtype}; expected a real floating dtype: cast it.")
@@ -28,3 +29,24 @@ def inside_or_nan(timesteps: jax.Array, last: int, values: jax.Array) -> jax.Arr
     if not is_traced(timesteps):
         return values
     return jnp.where((timesteps >= 0) & (timesteps <= last), values, np.nan)
+
+
+def warn_of_pixels(name: str, x0: Any) -> None:
+    """Warns of an image in [0, 255] on the host, where looking at it costs no transfer."""
+    array = x0 if isinstance(x0, np.ndarray) else np.zeros(0)
+    if array.size and array.dtype.kind == "f" and array.min() >= 0 and array.max() > 100:
+        warnings.warn(
+            f"{name} spans [{array.min():g}, {array.max():g}], like the pixels of an image; "
+            f"networks are trained on [-1, 1]: pass {name} / 127.5 - 1.",
+            stacklevel=4,
+        )
+
+
+def warn_above_training(level: float, highest: float) -> None:
+    """Warns of a level to visit that is far above all of training."""
+    if level > 2 * highest:
+        warnings.warn(
+            f"the noise level {level:.6g} is far above {highest:.6g}, the highest of training, and "
+            "the network receives the last timestep there; lower it.",
+            stacklevel=5,
+        )

@@ -90,9 +90,9 @@ def fill(
         for name, value in columns.items()
         if value is not None
     }
-    end = len(ladder) - levels.closes
+    above = len(ladder) - levels.closes
     if not is_traced(ladder):
-        as_the_table_rounds("the table", np.asarray(ladder)[:end], ascending=levels.ascends)
+        as_the_table_rounds("the table", np.asarray(ladder)[:above], ascending=levels.ascends)
     _check_finite(rows)
     return _on_device(
         Schedule(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import is_traced, put_like
-from kdiff_jax._checks import check_array, check_int, equal_or_refused, plural, shown
+from kdiff_jax._checks import as_array, check_int, equal_or_refused, plural, shown
 from kdiff_jax._table.row import (
     Row,
     columns_of,
@@ -238,7 +238,7 @@ class Schedule:
           >>> kd.stack(tables).rows_at(jnp.array([3, 38])).step.tolist()
           [3, 19]
         """
-        numbers = check_array("i", i)
+        numbers = as_array("i", i)
         shape, tables = numbers.shape, self.rows.index.shape[:-1]
         if not jnp.issubdtype(numbers.dtype, jnp.integer):
             raise ValueError(f"i is {numbers.dtype}; pass int32 row numbers, one a sample.")

@@ -18,7 +18,7 @@ def run(sigmas: Any) -> Any:
     """A number that every weight and level of a table has a part in."""
     rows = kd.dpm2(kd.levels(None, sigmas=sigmas)).rows
     places = jnp.arange(1.0, rows.sigma.shape[0] + 1)
-    return jnp.sum(places * (rows.epsilon_weight + rows.denoised_weight + rows.sigma))
+    return jnp.sum(places * (jnp.asarray(rows.epsilon_weight) + rows.denoised_weight + rows.sigma))
 
 
 def test_a_closing_0_is_dropped_where_it_can_be_seen_and_else_nothing_is_made_of_it() -> None:
