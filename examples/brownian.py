@@ -12,18 +12,16 @@ The figure shows digits of the shipped network, one row for each number of steps
 noise and on one path; and how far the samples of N steps are from those of the next N.
 """
 
-import argparse
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import commands
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
 
 import digits
 import kdiff_jax as kd
@@ -38,13 +36,16 @@ def sample_each(params: Any, counts: list[int], batch: int, seed: int) -> dict[s
     denoise = digits.digits_denoiser(1.5)
     noise_fns: dict[str, Any] = {"independent": kd.row_noise, "brownian": kd.brownian_noise()}
     images: dict[str, list[np.ndarray]] = {name: [] for name in noise_fns}
-    for steps in counts:
-        # Padded to the longest, so that all of them share one executable for each noise.
-        schedule = digits.digits_schedule("dpm2_ancestral", steps).pad(2 * max(counts) - 1)
-        x = kd.initial_sample(schedule, key, (batch, 28, 28, 1))
-        for name, noise_fn in noise_fns.items():
-            run = kd.sample(denoise, params, schedule, x, key, cond=labels, noise_fn=noise_fn)
-            images[name].append(np.asarray(run)[..., 0])
+    with tqdm(total=len(noise_fns) * sum(2 * n - 1 for n in counts), unit="evaluation") as bar:
+        for steps in counts:
+            # Padded to the longest, so that all of them share one executable for each noise.
+            schedule = digits.digits_schedule("dpm2_ancestral", steps).pad(2 * max(counts) - 1)
+            x = kd.initial_sample(schedule, key, (batch, 28, 28, 1))
+            for name, noise_fn in noise_fns.items():
+                bar.set_description(f"{TITLES[name]}, N = {steps}")
+                run = kd.sample(denoise, params, schedule, x, key, cond=labels, noise_fn=noise_fn)
+                images[name].append(np.asarray(run)[..., 0])
+                bar.update(2 * steps - 1)
     return {name: np.stack(each) for name, each in images.items()}
 
 
@@ -54,38 +55,46 @@ def distances(images: np.ndarray) -> np.ndarray:
 
 
 def draw(images: dict[str, np.ndarray], counts: list[int], shown: int, path: Path) -> None:
-    size = 0.42 * shown, 0.42 * len(counts) + 0.5
-    figure = plt.figure(figsize=(2 * size[0] + 4, size[1]), layout="constrained")
-    axes = figure.subplots(1, 3, width_ratios=[size[0], size[0], 3])
-    for axis, (name, title) in zip(axes, TITLES.items(), strict=False):
+    """The digits of either noise side by side; below them how far each N is from the next."""
+    height = 4 * len(counts) / shown
+    figure = Figure(figsize=(8, height + 2.4), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[height + 0.2, 2.2])
+    above, below = parts
+    for axis, (name, title) in zip(above.subplots(1, 2), TITLES.items(), strict=True):
         picture = np.pad(images[name][:, :shown], [(0, 0), (0, 0), (1, 1), (1, 1)])
         rows = picture.transpose(0, 2, 1, 3).reshape(30 * len(counts), 30 * shown)
         axis.imshow(rows, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_title(title, fontsize=10)
         axis.set_xticks([])
-        axis.set_yticks(30 * np.arange(len(counts)) + 15, [f"N = {n}" for n in counts], fontsize=8)
+        axis.set_yticks(30 * np.arange(len(counts)) + 15, [f"N = {n}" for n in counts], fontsize=9)
         axis.tick_params(length=0)
+    axis = below.subplots()
     for name, title in TITLES.items():
-        axes[2].loglog(counts[:-1], distances(images[name]), "o-", label=title)
-    axes[2].set_xticks(counts[:-1], [str(n) for n in counts[:-1]])
-    axes[2].set_yticks([0.1, 0.2, 0.4, 0.8], ["0.1", "0.2", "0.4", "0.8"])
-    axes[2].minorticks_off()
-    axes[2].tick_params(labelsize=8)
-    axes[2].set_xlabel("N", fontsize=8)
-    axes[2].set_title("RMS distance to the next N", fontsize=10)
-    axes[2].legend(fontsize=8)
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+        axis.loglog(counts[:-1], distances(images[name]), "o-", label=title)
+    axis.set_xticks(counts[:-1], [f"{n} to {m}" for n, m in pairwise(counts)])
+    axis.set_yticks([0.1, 0.2, 0.4, 0.8], ["0.1", "0.2", "0.4", "0.8"])
+    axis.minorticks_off()
+    axis.tick_params(labelsize=9)
+    axis.set_xlabel("from N steps to the next N", fontsize=9)
+    axis.set_title("how far the digits move, root mean square of the pixels", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=9)
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 40, 80, 160])
-    parser.add_argument("--batch", type=int, default=20, help="digits that the distances average")
-    parser.add_argument("--shown", type=int, default=10, help="digits in the figure")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("brownian.png"))
+    parser = commands.parser(__doc__)
+    add, count = parser.add_argument, commands.count
+    add("--steps", type=count, nargs="+", default=[10, 20, 40, 80, 160], help="two N or more")
+    add("--batch", type=count, default=20, help="digits that the distances average")
+    add("--shown", type=count, default=10, help="digits in the figure")
+    add("--seed", type=commands.seed, default=0, help="of all noise")
+    add("--output", type=commands.picture, default="brownian.png", help="the figure")
     args = parser.parse_args()
+    with commands.refused(parser):
+        digits.digits_schedule("dpm2_ancestral", max(args.steps))
+    if len(args.steps) < 2 or any(n >= m for n, m in pairwise(args.steps)):
+        parser.error(f"--steps {args.steps}: two N or more, each larger than the one before")
     images = sample_each(unet.load(digits.WEIGHTS)[1], args.steps, args.batch, args.seed)
     for name, title in TITLES.items():
         line = ", ".join(

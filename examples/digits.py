@@ -12,14 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import commands
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")  # draws files, needs no display
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure  # draws files, needs no display and sets no backend
 from tqdm import tqdm
 
 import kdiff_jax as kd
@@ -98,50 +95,65 @@ def weights_of(sampler: str) -> Path:
 def draw(panels: list[tuple[str, np.ndarray]], path: Path) -> None:
     """Panels of digits side by side; each is a title and images [rows, columns, 28, 28]."""
     rows, columns = panels[0][1].shape[:2]
-    # Seven columns leave room for a title.
-    size = (len(panels) * (max(columns, 7) * 0.42 + 0.2), rows * 0.42 + 0.45)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    side = min(8 / (len(panels) * max(columns, 7)), 0.6)  # seven columns leave room for a title
+    size = (len(panels) * max(columns, 7) * side, rows * side + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, images) in zip(axes[0], panels, strict=True):
         picture = np.pad(images, [(0, 0), (0, 0), (1, 1), (1, 1)], constant_values=-1.0)
         picture = picture.transpose(0, 2, 1, 3).reshape(rows * 30, columns * 30)
         axis.imshow(picture, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=9)
         axis.axis("off")
-    figure.savefig(path, dpi=140, bbox_inches="tight", pad_inches=0.05)
-    plt.close(figure)
+    figure.savefig(path, dpi=200, bbox_inches="tight", pad_inches=0.05)
+
+
+def arguments() -> argparse.Namespace:
+    """The options, checked; `runs` are (sampler, schedule)."""
+    parser = commands.parser(__doc__)
+    add = parser.add_argument
+    samplers, classes = ["dpm2", "dpm2_ancestral", "lcm"], list(range(10))
+    add("--sampler", nargs="+", choices=SAMPLERS, default=samplers, help="a panel each")
+    add(
+        "--steps",
+        type=commands.count,
+        help="outer steps N; default: 12 of DPM2, 23 of Euler, 4 of LCM",
+    )
+    add(
+        "--class",
+        dest="classes",
+        type=commands.digit,
+        nargs="+",
+        default=classes,
+        help="which digits, a column each",
+    )
+    add("--rows", type=commands.count, default=8, help="digits of each class")
+    add("--guidance", type=commands.number, default=1.5, help="1 is none, at half the cost")
+    add("--seed", type=commands.seed, default=0, help="of all noise")
+    grids = ["karras", "exponential", "beta", "none"]
+    add("--grid", choices=grids, default="karras", help="noise levels, of all but LCM")
+    add("--output", type=commands.picture, default="digits.png", help="the picture")
+    args = parser.parse_args()
+    grid, labels = None if args.grid == "none" else args.grid, jnp.zeros(1, jnp.int32)
+    args.runs = []
+    with commands.refused(parser):
+        for sampler in args.sampler:
+            steps = DEFAULT_STEPS[sampler] if args.steps is None else args.steps
+            denoiser_and_cond(sampler, labels, args.guidance)
+            args.runs.append((sampler, digits_schedule(sampler, steps, grid)))
+    return args
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--sampler", nargs="+", choices=SAMPLERS, default=["dpm2", "dpm2_ancestral", "lcm"]
-    )
-    parser.add_argument(
-        "--steps", type=int, help="outer steps N; by default 12 of DPM2, 23 of Euler, 4 of LCM"
-    )
-    parser.add_argument("--class", dest="classes", type=int, nargs="+", default=list(range(10)))
-    parser.add_argument("--rows", type=int, default=8, help="digits of each class")
-    parser.add_argument("--guidance", type=float, default=1.5, help="1 is none, at half the cost")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--grid", choices=["karras", "exponential", "beta", "none"], default="karras"
-    )
-    parser.add_argument("--output", type=Path, default=Path("digits.png"))
-    args = parser.parse_args()
-    if not set(args.classes) <= set(range(10)) or args.rows < 1:
-        parser.error(f"--class {args.classes} --rows {args.rows}: classes are 0 to 9, rows >= 1")
-
-    grid = None if args.grid == "none" else args.grid
+    args = arguments()
     panels = []
-    for sampler in args.sampler:
+    for sampler, schedule in args.runs:
         params = load_params(weights_of(sampler))
         twice, doubled = "", ""
         if args.guidance != 1.0:
             doubled = f", guidance {args.guidance:g}"
             doubled += " distilled" if sampler == "lcm" else ": each of twice the batch"
             twice = "" if sampler == "lcm" else "2 x "
-        steps = DEFAULT_STEPS[sampler] if args.steps is None else args.steps
-        schedule = digits_schedule(sampler, steps, grid)
         start = time.perf_counter()
         columns = []
         for digit in tqdm(args.classes, desc=TITLES[sampler], unit="class"):
@@ -158,7 +170,7 @@ def main() -> None:
             f"evaluations{doubled}; {args.rows * len(args.classes)} digits in {seconds:.1f} s "
             "with compilation"
         )
-        title = f"{TITLES[sampler]}, {twice}{schedule.num_rows} evaluations"
+        title = f"{TITLES[sampler]}\n{twice}{schedule.num_rows} evaluations"
         panels.append((title, np.stack(columns, axis=1)))
     draw(panels, args.output)
     print(f"wrote {args.output}")

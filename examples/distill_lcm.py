@@ -18,12 +18,11 @@ grid; the student's output at the first point is drawn towards the output of a s
 student at the second. The teacher's step is a row of this library's tables, as in any sampling.
 """
 
-import argparse
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,15 +31,14 @@ from training import (
     add_arguments,
     average,
     batches,
-    check_arguments,
+    finish,
+    load_images,
     restore_checkpoint,
     run,
-    save_weights,
     strata,
 )
 
 import kdiff_jax as kd
-import mnist
 import unet
 from digits import LCM_GUIDANCE, WEIGHTS, lcm_denoiser, training_noise
 
@@ -184,22 +182,19 @@ def make_train_step(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Distil the digits network into a latent-consistency model."
-    )
+    parser = commands.parser(__doc__)
     add_arguments(parser, steps=6000, batch=64, out="digits_lcm.safetensors")
-    parser.add_argument("--teacher", type=Path, default=WEIGHTS, help="weights to distil")
-    parser.add_argument("--init", type=Path, help="a student's weights to go on from")
-    parser.add_argument("--learning-rate", type=float, default=5e-4, help="the highest")
-    parser.add_argument("--huber", type=float, default=0.01, help="c of the loss, in pixel values")
-    parser.add_argument(
-        "--even-levels", action="store_true", help="train every noise level with the same force"
-    )
-    parser.add_argument("--solver", choices=SOLVERS, default="euler", help="the teacher's step")
-    parser.add_argument("--original-steps", type=int, default=50, help="points of the grid")
-    parser.add_argument(
+    add, positive = parser.add_argument, commands.positive
+    add("--teacher", type=commands.file, default=WEIGHTS, help="weights to distil")
+    add("--init", type=commands.file, help="a student's weights to go on from")
+    add("--learning-rate", type=positive, default=5e-4, help="the highest")
+    add("--huber", type=positive, default=0.01, help="c of the loss, in pixel values")
+    add("--even-levels", action="store_true", help="train every noise level with the same force")
+    add("--solver", choices=SOLVERS, default="euler", help="the teacher's step")
+    add("--original-steps", type=commands.count, default=50, help="points of the grid")
+    add(
         "--guidance",
-        type=float,
+        type=commands.number,
         nargs=2,
         default=LCM_GUIDANCE,
         metavar=("LOW", "HIGH"),
@@ -207,21 +202,20 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    images, labels = mnist.load(args.data, "train")
-    check_arguments(args, len(images))
     low, high = args.guidance
-    if not 0.0 <= low <= high < np.inf:
-        raise ValueError(f"--guidance {low} {high}; expected two scales, 0 <= LOW <= HIGH.")
-    table = distillation_table(training_noise(), args.solver, args.original_steps)
-    guidance = jnp.array(args.guidance, jnp.float32)
-    _, teacher = unet.load(args.teacher)
-
-    params = unet.load(args.init)[1] if args.init else unet.with_guidance(teacher)
+    if not 0.0 <= low <= high:
+        parser.error(f"--guidance {low} {high}; expected two scales, 0 <= LOW <= HIGH.")
+    with commands.refused(parser):
+        table = distillation_table(training_noise(), args.solver, args.original_steps)
+        _, teacher = unet.load(args.teacher)
+        params = unet.load(args.init)[1] if args.init else unet.with_guidance(teacher)
     if "guidance" not in params:
-        raise ValueError(
+        parser.error(
             f"--init {args.init} holds a network without a guidance scale; give weights that "
             "this script wrote, or none to start from the teacher."
         )
+    images, labels = load_images(parser, args)
+    guidance = jnp.array(args.guidance, jnp.float32)
     optimizer = make_optimizer(args.steps, args.learning_rate)
     student, target, ema = (jax.tree.map(jnp.copy, params) for _ in range(3))
     opt_state = optimizer.init(params)
@@ -232,7 +226,8 @@ def main() -> None:
     for name in ("teacher", "init"):
         path = getattr(args, name)
         settings[name] = f"{zlib.crc32(path.read_bytes()):08x}" if path else "none"
-    state = restore_checkpoint(args.checkpoint, state, settings)
+    with commands.refused(parser):
+        state = restore_checkpoint(args.checkpoint, state, settings)
     train_step = make_train_step(optimizer, args.huber, args.even_levels)
     key = jax.random.key(args.seed)
 
@@ -241,7 +236,7 @@ def main() -> None:
 
     indices = batches(len(images), args.batch, args.seed, int(state.step), args.steps)
     state = run(state, one, indices, args, settings)
-    save_weights(args.out, state.ema)
+    finish(args, state.ema)
 
 
 if __name__ == "__main__":

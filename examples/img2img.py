@@ -9,16 +9,15 @@ steps of a whole run that lie below it (`levels.start_at_strength`), so fewer of
 is; LCM takes exactly `--steps` steps below it (`kd.lcm_levels(..., strength=)`).
 """
 
-import argparse
 from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from tqdm import tqdm
 
 import digits
 import kdiff_jax as kd
@@ -29,7 +28,10 @@ DPM2_STEPS = 20
 
 def load_image(path: Path) -> jax.Array:
     """A grayscale or coloured picture as a digit, float32 [28, 28, 1] in [-1, 1]."""
-    pixels: np.ndarray = np.asarray(plt.imread(path), np.float32)
+    try:
+        pixels: np.ndarray = np.asarray(imread(path), np.float32)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow has several for a broken file
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from None
     if pixels.ndim == 3:
         pixels = pixels[..., :3].mean(-1)
     if pixels.shape != (28, 28):
@@ -67,35 +69,45 @@ def edit(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--image", type=Path, default=IMAGE, help="a picture of 28 x 28 pixels")
-    parser.add_argument("--class", dest="label", type=int, default=9, help="what it is to become")
-    parser.add_argument("--strength", type=float, nargs="+", default=[0.3, 0.5, 0.8])
-    parser.add_argument("--steps", type=int, default=4, help="of LCM, below the strength")
-    parser.add_argument("--guidance", type=float, default=2.0, help="1 is none")
-    parser.add_argument("--variants", type=int, default=3, help="results for each strength")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("img2img.png"))
+    parser = commands.parser(__doc__)
+    add, number = parser.add_argument, commands.number
+    strengths = [0.3, 0.5, 0.8]
+    add("--image", type=commands.file, default=IMAGE, help="a picture of 28 x 28 pixels")
+    add("--class", dest="label", type=commands.digit, default=9, help="what it is to become")
+    add("--strength", type=commands.fraction, nargs="+", default=strengths, help="share of levels")
+    add("--steps", type=commands.count, default=4, help="of LCM, below the strength")
+    add("--guidance", type=number, default=2.0, help="1 is none; of LCM 1 to 3")
+    add("--variants", type=commands.count, default=3, help="results for each strength")
+    add("--seed", type=commands.seed, default=0, help="of the first variant; the others follow")
+    add("--output", type=commands.picture, default="img2img.png", help="the figure")
     args = parser.parse_args()
-    if args.label not in range(10) or args.variants < 1:
-        parser.error(f"--class {args.label} --variants {args.variants}: 0 to 9, and at least 1")
+    with commands.refused(parser):
+        image = load_image(args.image)
+        digits.lcm_cond(jnp.zeros(1, jnp.int32), args.guidance)
+        runs = {
+            sampler: [edit_schedule(sampler, strength, args.steps) for strength in args.strength]
+            for sampler in ("dpm2", "lcm")
+        }
 
-    image = load_image(args.image)
     panels: dict[str, list[tuple[str, np.ndarray]]] = {}
-    for sampler in ("dpm2", "lcm"):
-        title = digits.TITLES[sampler]
-        panels[title] = [("image", np.asarray(image[None, ..., 0]))]
-        for strength in args.strength:
-            schedule = edit_schedule(sampler, strength, args.steps)
-            results = [
-                edit(sampler, schedule, image, args.label, args.guidance, args.seed + i)
-                for i in range(args.variants)
-            ]
-            shown = jnp.concatenate([results[0][0], *(edited for _, edited in results)])
-            evaluations = schedule.num_rows * (1 if sampler == "lcm" or args.guidance == 1 else 2)
-            name = f"strength {strength:g}: {evaluations} evaluations"
-            panels[title].append((name, np.asarray(jnp.clip(shown[..., 0], -1, 1))))
-            print(f"{title}, {name}, from t = {float(schedule[0].timestep):.0f}")
+    total = args.variants * sum(map(len, runs.values()))
+    with tqdm(total=total, unit="edit") as bar:
+        for sampler, schedules in runs.items():
+            title = digits.TITLES[sampler]
+            bar.set_description(title)
+            panels[title] = [("image", np.asarray(image[None, ..., 0]))]
+            for strength, schedule in zip(args.strength, schedules, strict=True):
+                results = []
+                for i in range(args.variants):
+                    rest = (image, args.label, args.guidance, args.seed + i)
+                    results.append(edit(sampler, schedule, *rest))
+                    bar.update()
+                shown = jnp.concatenate([results[0][0], *(edited for _, edited in results)])
+                twice = sampler != "lcm" and args.guidance != 1
+                evaluations = schedule.num_rows * (2 if twice else 1)
+                name = f"strength {strength:g}: {evaluations} evaluations"
+                panels[title].append((name, np.asarray(jnp.clip(shown[..., 0], -1, 1))))
+                bar.write(f"{title}, {name}, from t = {float(schedule[0].timestep):.0f}")
     draw(panels, args.output)
     print(f"wrote {args.output}")
 
@@ -103,24 +115,18 @@ def main() -> None:
 def draw(panels: dict[str, list[tuple[str, np.ndarray]]], path: Path) -> None:
     """A line for each sampler: the image, then for each strength the noised start and results."""
     widths = [len(images) for _, images in next(iter(panels.values()))]
-    figure, axes = plt.subplots(
-        len(panels),
-        len(widths),
-        figsize=(sum(widths) * 0.75 + 0.4, len(panels) * 1.05),
-        width_ratios=widths,
-        squeeze=False,
-        layout="constrained",
-    )
+    side = min(8 / sum(widths), 0.8)
+    figure = Figure((sum(widths) * side + 0.3, len(panels) * (side + 0.35)), layout="constrained")
+    axes = figure.subplots(len(panels), len(widths), width_ratios=widths, squeeze=False)
     for line, (sampler, columns) in zip(axes, panels.items(), strict=True):
         for axis, (title, images) in zip(line, columns, strict=True):
             picture = np.pad(images, [(0, 0), (1, 1), (1, 1)], constant_values=-1.0)
             axis.imshow(np.concatenate(picture, axis=1), cmap="gray", vmin=-1, vmax=1)
-            axis.set_title(title, fontsize=8)
+            axis.set_title(title, fontsize=9)
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(sampler, fontsize=9)
-    figure.savefig(path, dpi=140, bbox_inches="tight", pad_inches=0.05)
-    plt.close(figure)
+    figure.savefig(path, dpi=200, bbox_inches="tight", pad_inches=0.05)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ what is known under the noise of the initial sample at the level of every evalua
 included (`kd.inpainted` without and with noise). Either way the kept pixels come back unchanged.
 """
 
-import argparse
-from pathlib import Path
-
+import commands
 import img2img
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 import digits
 import kdiff_jax as kd
@@ -55,38 +54,48 @@ def inpaint(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--image", type=Path, default=img2img.IMAGE)
-    parser.add_argument("--keep", choices=HALVES, default="left", help="the half that is known")
-    parser.add_argument("--class", dest="classes", type=int, nargs="+", default=[4, 9])
-    parser.add_argument("--variants", type=int, default=4, help="paintings of each class")
-    parser.add_argument(
-        "--sampler", nargs="+", choices=list(digits.SAMPLERS), default=["dpm2", "lcm"]
+    parser = commands.parser(__doc__)
+    add, samplers = parser.add_argument, ["dpm2", "lcm"]
+    add("--image", type=commands.file, default=img2img.IMAGE, help="a picture of 28 x 28 pixels")
+    add("--keep", choices=HALVES, default="left", help="the half that is known")
+    add(
+        "--class",
+        dest="classes",
+        type=commands.digit,
+        nargs="+",
+        default=[4, 9],
+        help="what it may be",
     )
-    parser.add_argument("--guidance", type=float, default=2.0, help="1 is none")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("inpaint.png"))
+    add("--variants", type=commands.count, default=4, help="paintings of each class")
+    add("--sampler", nargs="+", choices=digits.SAMPLERS, default=samplers, help="a line each")
+    add("--guidance", type=commands.number, default=2.0, help="1 is none; of LCM 1 to 3")
+    add("--seed", type=commands.seed, default=0, help="of all noise")
+    add("--output", type=commands.picture, default="inpaint.png", help="the figure")
     args = parser.parse_args()
-    if not set(args.classes) <= set(range(10)) or args.variants < 1:
-        parser.error(f"--class {args.classes} --variants {args.variants}: 0 to 9, and at least 1")
+    labels = jnp.repeat(jnp.array(args.classes, jnp.int32), args.variants)
+    with commands.refused(parser):
+        image, mask = img2img.load_image(args.image), mask_of(args.keep)
+        for sampler in args.sampler:
+            digits.denoiser_and_cond(sampler, labels, args.guidance)
 
-    image, mask = img2img.load_image(args.image), mask_of(args.keep)
     # What is to be painted is shown gray.
     shown = np.stack([np.asarray(image), np.where(mask == 1, np.float32(0), image)])
-    labels = jnp.repeat(jnp.array(args.classes, jnp.int32), args.variants)
     panels: dict[str, list[tuple[str, np.ndarray]]] = {}
-    for sampler in args.sampler:
-        title = digits.TITLES[sampler]
-        panels[title] = [("image, known", shown[..., 0])]
-        for way in WAYS:
-            painted = inpaint(sampler, way, image, mask, labels, args.guidance, args.seed)
-            kept = bool(np.all((np.asarray(painted) == np.asarray(image)) | (mask == 1)))
-            print(f"{title}, {way}: the known half is {'unchanged' if kept else 'CHANGED'}")
-            each = np.split(np.asarray(jnp.clip(painted[..., 0], -1, 1)), len(args.classes))
-            panels[title] += [
-                (f"as {digit}, {way}", images)
-                for digit, images in zip(args.classes, each, strict=True)
-            ]
+    with tqdm(total=len(args.sampler) * len(WAYS), unit="run") as bar:
+        for sampler in args.sampler:
+            title = digits.TITLES[sampler]
+            panels[title] = [("image, known", shown[..., 0])]
+            for way in WAYS:
+                bar.set_description(f"{title}, {way}")
+                painted = inpaint(sampler, way, image, mask, labels, args.guidance, args.seed)
+                kept = bool(np.all((np.asarray(painted) == np.asarray(image)) | (mask == 1)))
+                bar.write(f"{title}, {way}: the known half is {'unchanged' if kept else 'CHANGED'}")
+                each = np.split(np.asarray(jnp.clip(painted[..., 0], -1, 1)), len(args.classes))
+                panels[title] += [
+                    (f"as {digit}, {way}", images)
+                    for digit, images in zip(args.classes, each, strict=True)
+                ]
+                bar.update()
     img2img.draw(panels, args.output)
     print(f"wrote {args.output}")
 

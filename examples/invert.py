@@ -13,18 +13,16 @@ it is, the digit ends in noise of half the deviation that noise has. The second 
 the noise of the lowest level added, far too little to be seen, and ends in unit Gaussian noise.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
+import commands
+import img2img
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("agg")
-import img2img
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
 
 import digits
 import kdiff_jax as kd
@@ -67,7 +65,7 @@ def rms(values: Any) -> float:
 
 
 def round_trip_errors(
-    params: Any, image: jax.Array, label: int, key: jax.Array
+    params: Any, image: jax.Array, label: int, key: jax.Array, bar: Any
 ) -> dict[str, list[tuple[int, float]]]:
     """For each sampler (evaluations there and back, error), of the image with its lowest noise."""
     errors: dict[str, list[tuple[int, float]]] = {}
@@ -75,42 +73,53 @@ def round_trip_errors(
         errors[name] = []
         for steps in counts:
             up, down = both_ways(name, steps)
+            bar.set_description(f"error of {digits.TITLES[name]}, {steps} steps")
             noise = invert(params, up, image, label, key)
             error = rms(back(params, down, noise, [label]) - image[None])
             evaluations = up.num_rows + down.num_rows
             errors[name].append((evaluations, error))
-            print(f"{digits.TITLES[name]}, {steps} steps, {evaluations} evaluations: {error:.5f}")
+            bar.update()
+            title = f"{digits.TITLES[name]}, {steps} steps, {evaluations} evaluations"
+            bar.write(f"{title}: {error:.5f}")
     return errors
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--image", type=Path, default=img2img.IMAGE, help="28 x 28 pixels")
-    parser.add_argument("--class", dest="label", type=int, default=4, help="what it is")
-    parser.add_argument("--steps", type=int, default=20, help="outer steps N of DPM2, each way")
-    parser.add_argument("--skip", type=int, default=0, help="steps at the noisy end to leave out")
-    parser.add_argument("--guidance", type=float, default=1.5, help="of the edits; 1 is none")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("invert.png"))
+    parser = commands.parser(__doc__)
+    add = parser.add_argument
+    add("--image", type=commands.file, default=img2img.IMAGE, help="a picture of 28 x 28 pixels")
+    add("--class", dest="label", type=commands.digit, default=4, help="what it is")
+    add("--steps", type=commands.count, default=20, help="outer steps N of DPM2, each way")
+    add("--skip", type=commands.index, default=0, help="steps at the noisy end to leave out")
+    add("--guidance", type=commands.number, default=1.5, help="of the edits; 1 is none")
+    add("--seed", type=commands.seed, default=0, help="of the noise of the lowest level")
+    add("--output", type=commands.picture, default="invert.png", help="the figure")
     args = parser.parse_args()
-    if args.label not in range(10) or not 0 <= args.skip <= args.steps - 2:
-        parser.error(f"--class {args.label} --skip {args.skip}: 0 to 9; two steps must remain")
+    if args.skip > args.steps - 2:
+        parser.error(f"--steps {args.steps} --skip {args.skip}: two steps must remain")
+    with commands.refused(parser):
+        image = img2img.load_image(args.image)
+        up, down = both_ways("dpm2", args.steps, args.skip)
 
     _, params = unet.load(digits.WEIGHTS)
-    image, key = img2img.load_image(args.image), jax.random.key(args.seed)
-    up, down = both_ways("dpm2", args.steps, args.skip)
-    lines = []
-    for title, its_key in (("as it is", None), ("with its lowest noise", key)):
-        noise = invert(params, up, image, args.label, its_key)
-        returned = back(params, down, noise, [args.label])
-        edits = back(params, down, noise, list(range(10)), args.guidance)
-        shown = noise / down.init_noise_sigma
-        print(
-            f"{title}: noise of deviation {float(jnp.std(shown)):.3f}, back to an error of "
-            f"{rms(returned - image[None]):.5f} (pixels are -1 to 1)"
-        )
-        lines.append((title, np.concatenate([image[None], shown, returned, edits])[..., 0]))
-    draw(lines, round_trip_errors(params, image, args.label, key), args.output)
+    key, lines = jax.random.key(args.seed), []
+    with tqdm(total=2 + sum(map(len, COUNTS.values())), unit="round trip") as bar:
+        for title, its_key in (("as it is", None), ("with its lowest noise", key)):
+            bar.set_description(title)
+            noise = invert(params, up, image, args.label, its_key)
+            returned = back(params, down, noise, [args.label])
+            edits = back(params, down, noise, list(range(10)), args.guidance)
+            shown = noise / down.init_noise_sigma
+            deviation, error = float(jnp.std(shown)), rms(returned - image[None])
+            bar.write(
+                f"{title}: noise of deviation {deviation:.3f}, back to an error of {error:.5f} "
+                "(pixels are -1 to 1)"
+            )
+            images = np.concatenate([image[None], shown, returned, edits])[..., 0]
+            lines.append((f"{title}: the noise has deviation {deviation:.2f}", images))
+            bar.update()
+        errors = round_trip_errors(params, image, args.label, key, bar)
+    draw(lines, errors, args.output)
     print(f"wrote {args.output}")
 
 
@@ -119,30 +128,35 @@ def draw(
     errors: dict[str, list[tuple[int, float]]],
     path: Path,
 ) -> None:
-    """Lines of image, noise, image again and edits; beside them the error against evaluations."""
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 2.6), width_ratios=(3, 1), layout="constrained"
-    )
-    pictures = [
-        np.concatenate(np.pad(images, [(0, 0), (1, 1), (1, 1)], constant_values=-1.0), axis=1)
-        for _, images in lines
-    ]
-    left.imshow(np.concatenate(pictures), cmap="gray", vmin=-1, vmax=1)
+    """Lines of image, noise, image again and edits; below, the error against evaluations."""
+    figure = Figure(figsize=(8, 4.9), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(2.4, 2.5))
+    above, below = parts
     names = ["image", "noise", "back", *(f"as {digit}" for digit in range(10))]
-    left.set_xticks([30 * i + 15 for i in range(len(names))], names, fontsize=8)
-    left.set_yticks([30 * i + 15 for i in range(len(lines))], [title for title, _ in lines])
-    left.tick_params(length=0, labeltop=True, labelbottom=False)
+    for axis, (title, images) in zip(above.subplots(len(lines), 1), lines, strict=True):
+        picture = np.pad(images, [(0, 0), (1, 1), (1, 1)], constant_values=-1.0)
+        axis.imshow(np.concatenate(picture, axis=1), cmap="gray", vmin=-1, vmax=1)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_xticks([30 * i + 15 for i in range(len(names))], names, fontsize=9)
+        axis.set_yticks([])
+        axis.tick_params(length=0)
+    axis = below.subplots()
     for name, points in errors.items():
-        right.loglog(*zip(*points, strict=True), "o-", label=digits.TITLES[name])
+        axis.loglog(*zip(*points, strict=True), "o-", label=digits.TITLES[name])
     counts = sorted({evaluations for points in errors.values() for evaluations, _ in points})
-    right.set_xticks(counts, [str(count) for count in counts])
-    right.minorticks_off()
-    right.set_xlabel("evaluations, there and back")
-    right.set_title("root mean square error of a pixel", fontsize=9)
-    right.grid(alpha=0.3)
-    right.legend()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    axis.set_xticks(counts, [str(count) for count in counts])
+    axis.set_yticks([0.003, 0.01, 0.03, 0.1, 0.3], ["0.003", "0.01", "0.03", "0.1", "0.3"])
+    axis.minorticks_off()
+    axis.tick_params(labelsize=9)
+    axis.set_xlabel("evaluations, there and back", fontsize=9)
+    axis.set_title(
+        "image against back: root mean square error of a pixel, of 2 from black to white",
+        fontsize=9,
+        loc="left",
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=9)
+    figure.savefig(path, dpi=180)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Tong et al. 2024 (arXiv:2405.15506) learn levels so; Watson et al. 2021 (arXiv:2
 timesteps by dynamic programming, Sabour et al. 2024 (arXiv:2404.14507) by a bound on the error.
 """
 
-import argparse
 import functools
 import json
 import math
@@ -24,14 +23,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import commands
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 from scipy.special import betaincinv
 from tqdm import tqdm
 
@@ -40,6 +37,7 @@ import kdiff_jax as kd
 import unet
 
 COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:gray", "tab:olive")
+NAMES = {"karras": "Karras", "beta": "beta over sigma", "beta_timesteps": "beta over timesteps"}
 REFERENCE_STEPS = 60
 SMALLEST_SHARE = 0.01
 
@@ -136,11 +134,12 @@ def learn(
     return np.asarray(to_grid(theta, ends), np.float64), losses
 
 
-def in_batches(call: Any, batch: int, *arrays: Any) -> np.ndarray:
+def in_batches(call: Any, batch: int, *arrays: Any, desc: str) -> np.ndarray:
     """`call` on slices of the arrays, so that a large set needs little memory."""
-    count = len(arrays[0])
-    parts = [call(*(a[i : i + batch] for a in arrays)) for i in range(0, count, batch)]
-    return np.concatenate([np.asarray(part) for part in parts])
+    parts = []
+    for i in tqdm(range(0, len(arrays[0]), batch), desc=desc, unit="batch", leave=False):
+        parts.append(np.asarray(call(*(array[i : i + batch] for array in arrays))))
+    return np.concatenate(parts)
 
 
 def draw_data(
@@ -155,24 +154,25 @@ def draw_data(
     def reference(z: jax.Array, labels: jax.Array) -> jax.Array:
         return kd.sample(denoise, params, fine, fine.init_noise_sigma * z, cond=labels)
 
-    return z, labels, jnp.asarray(in_batches(reference, batch, z, labels))
+    return z, labels, jnp.asarray(in_batches(reference, batch, z, labels, desc="fine runs"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=6, help="outer steps N of DPM2")
-    parser.add_argument("--iterations", type=int, default=300, help="steps of Adam")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=0.05)
-    parser.add_argument("--samples", type=int, default=512, help="to learn from, and as many held")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="20 steps of Adam on 64 samples")
-    parser.add_argument("--output", type=Path, default=Path("learn_grid.png"))
+    parser = commands.parser(__doc__)
+    add, count = parser.add_argument, commands.count
+    add("--steps", type=count, default=6, help="outer steps N of DPM2")
+    add("--iterations", type=count, default=300, help="steps of Adam")
+    add("--batch", type=count, default=32, help="samples in a step of Adam")
+    add("--learning-rate", type=commands.positive, default=0.05, help="of Adam, at the start")
+    add("--samples", type=count, default=512, help="to learn from, and as many held out")
+    add("--seed", type=commands.seed, default=0, help="of the samples and their order")
+    add("--quick", action="store_true", help="20 steps of Adam on 64 samples")
+    add("--output", type=commands.picture, default="learn_grid.png", help="and a .json beside it")
     args = parser.parse_args()
     if args.quick:
         args.iterations, args.samples = 20, 64
-    if min(args.steps, args.iterations, args.batch, args.samples) < 1:
-        parser.error("--steps, --iterations, --batch and --samples are at least 1")
+    with commands.refused(parser):
+        known_grids(digits.training_noise(), args.steps)
 
     _, params = unet.load(digits.WEIGHTS)
     denoise, noise = digits.digits_denoiser(), digits.training_noise()
@@ -191,7 +191,11 @@ def main() -> None:
 
     def errors_of(sigmas: Any, data: Any) -> np.ndarray:
         schedule = dpm2_on(noise, sigmas)
-        return in_batches(lambda *part: of_grid(params, schedule, part), args.batch, *data)
+
+        def call(*part: jax.Array) -> jax.Array:
+            return of_grid(params, schedule, part)
+
+        return in_batches(call, args.batch, *data, desc="errors of a grid")
 
     grids = known_grids(noise, args.steps)
     start = min(grids, key=lambda name: errors_of(grids[name], train).mean())
@@ -235,24 +239,30 @@ def draw(
     images: dict[str, np.ndarray],
     path: Path,
 ) -> None:
-    """The levels of each grid, their errors on held-out noise, and the first held-out digits."""
+    """The levels of each grid beside their errors; below, the first held-out digits."""
     steps = len(grids["learned"])
-    figure = plt.figure(figsize=(10, 5.6), layout="constrained")
-    levels, bars, digits_axis = figure.subplot_mosaic("AB;CC", height_ratios=(1, 1.15)).values()
-    for i, ((name, sigmas), colour) in enumerate(zip(grids.items(), COLOURS, strict=True)):
-        levels.plot(sigmas, np.full(steps, -i), "o-", color=colour, lw=0.8)
-        bars.barh(-i, errors[name].mean(), color=colour, height=0.6)
-        bars.text(errors[name].mean(), -i, f" {errors[name].mean():.2g}", va="center", fontsize=9)
+    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    axes = figure.subplot_mosaic("AB;CC", height_ratios=(1, 2.1))
+    levels, bars, digits_axis = axes["A"], axes["B"], axes["C"]
+    means = [values.mean() for values in errors.values()]
+    for i, (sigmas, mean, colour) in enumerate(zip(grids.values(), means, COLOURS, strict=True)):
+        levels.plot(sigmas, np.full(steps, -i), "o-", color=colour, lw=0.8, ms=5)
+        bars.barh(-i, mean, color=colour, height=0.6)
+        bars.text(mean, -i, f" {mean:.3g}", va="center", fontsize=9)
     levels.set_xscale("log")
     levels.invert_xaxis()
-    levels.set_xlabel("noise level sigma, from the first step to the last")
-    levels.set_title(f"grids of {steps} steps, {2 * steps - 1} evaluations", fontsize=10)
-    means = [values.mean() for values in errors.values()]
+    levels.set_xlabel("noise level sigma, first step at the left", fontsize=9)
+    levels.set_title(f"grids of {steps} steps, {2 * steps - 1} evaluations", fontsize=9)
     bars.set_xscale("log")
-    bars.set_xlim(min(means) / 3, 8 * max(means))
-    bars.set_title("squared error to the fine run, held-out noise", fontsize=10)
+    bars.set_xlim(min(means) / 3, 20 * max(means))
+    bars.set_xlabel("mean over held-out noise", fontsize=9)
+    bars.set_title("squared error to the fine run", fontsize=9)
+    titles = [NAMES.get(name, name) for name in grids]
+    levels.set_yticks([-i for i in range(len(grids))], titles)
+    bars.set_yticks([])
     for axis in (levels, bars):
-        axis.set_yticks([-i for i in range(len(grids))], list(grids))
+        axis.tick_params(labelsize=9)
+        axis.set_ylim(-len(grids) + 0.5, 0.5)
         axis.spines[["top", "right"]].set_visible(False)
     lines = [
         np.concatenate(np.pad(line[..., 0], [(0, 0), (1, 1), (1, 1)], constant_values=-1.0), 1)
@@ -260,11 +270,15 @@ def draw(
     ]
     height = len(lines[0])
     digits_axis.imshow(np.concatenate(lines), cmap="gray", vmin=-1, vmax=1)
-    digits_axis.set_yticks([height * (i + 0.5) for i in range(len(lines))], list(images))
+    digits_axis.set_yticks(
+        [height * (i + 0.5) for i in range(len(lines))],
+        [NAMES.get(name, name) for name in images],
+        fontsize=9,
+    )
     digits_axis.set_xticks([])
     digits_axis.tick_params(length=0)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    digits_axis.set_title("the same noise on each grid", fontsize=9)
+    figure.savefig(path, dpi=180)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import gzip
 import math
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,12 @@ _FILES = {
 def read_idx(path: str | Path) -> np.ndarray:
     """One IDX file of unsigned bytes, gzipped if its name ends in .gz."""
     path = Path(path)
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is no whole gzip file: {error}; download it again.") from None
     zero, kind, rank = struct.unpack(">HBB", content[:4]) if len(content) >= 4 else (-1, -1, 0)
     if (zero, kind) != (0, 8):
         raise ValueError(
@@ -51,6 +57,11 @@ def load(folder: str | Path, split: str = "train") -> tuple[np.ndarray, np.ndarr
         raise ValueError(
             f"{str(folder)!r} holds images of shape {images.shape} and labels of shape"
             f" {labels.shape}; expected [N, 28, 28] and [N]. Are these the MNIST files?"
+        )
+    if labels.max(initial=0) > 9:
+        raise ValueError(
+            f"{str(folder)!r} holds labels up to {labels.max()}; expected digits, 0 to 9. Are these"
+            " the MNIST files?"
         )
     return images[..., None], labels.astype(np.int32)
 

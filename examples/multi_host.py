@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,19 +135,24 @@ def start_processes(count: int, arguments: list[str], timeout: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--processes", type=int, default=2, help="to start on this machine")
-    parser.add_argument("--pod", action="store_true", help="one of the hosts of a pod or cluster")
-    parser.add_argument("--samples", type=int, default=64, help="of all processes together")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="folder for the samples; shared by all hosts")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds, on this machine")
-    parser.add_argument("--coordinator", help=argparse.SUPPRESS)
-    parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
+    parser = commands.parser(__doc__)
+    add, count = parser.add_argument, commands.count
+    add("--processes", type=count, default=2, help="to start on this machine")
+    add("--pod", action="store_true", help="one of the hosts of a pod or cluster")
+    add("--samples", type=count, default=64, help="of all processes together")
+    add("--steps", type=count, default=10, help="outer steps N of ancestral DPM2")
+    add("--seed", type=commands.seed, default=0, help="of all noise")
+    add(
+        "--output",
+        type=commands.folder,
+        help="folder for the samples, shared by all hosts; default: ./samples on a pod, else none",
+    )
+    add("--timeout", type=commands.positive, default=120.0, help="seconds, on this machine")
+    add("--coordinator", help=argparse.SUPPRESS)
+    add("--process", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.processes < 1 or args.samples < 1:
-        parser.error(f"--processes {args.processes} --samples {args.samples}: at least one of each")
+    if not args.pod and args.samples % args.processes:
+        parser.error(f"--samples {args.samples}: a multiple of --processes {args.processes}")
 
     if args.pod or args.process is not None:
         if args.pod:
@@ -156,7 +162,9 @@ def main() -> None:
                 args.coordinator, args.processes, args.process, initialization_timeout=60
             )
         own = sample_batch(args.samples, args.steps, args.seed)
-        write_own_share(own, args.output or Path("samples"))
+        folder = args.output or Path("samples")
+        write_own_share(own, folder)
+        print(f"process {jax.process_index()}: wrote its share to {folder}", flush=True)
         jax.distributed.shutdown()  # waits for the others, so that none ends under their feet
         return
 

@@ -16,7 +16,6 @@ last, which `kd.sample` runs. Both runs go through the same chunks, and so throu
 programs: the bits agree on one kind of machine, with one version of JAX.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,21 +89,21 @@ def load(path: Path, settings: dict[str, Any]) -> tuple[kd.State, jax.Array, int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12, help="outer steps N, of 2N - 1 rows")
-    parser.add_argument("--eta", type=float, default=1.0)
-    parser.add_argument("--class", dest="classes", type=int, nargs="+", default=list(range(10)))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=4, help="rows in one program, and to a file")
-    parser.add_argument("--file", type=Path, help="where the run is kept, after every chunk")
-    parser.add_argument("--stop-after", type=int, metavar="ROW", help="a multiple of --every")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="go on from there")
+    parser = commands.parser(__doc__)
+    add, count, digit = parser.add_argument, commands.count, commands.digit
+    everything = list(range(10))
+    add("--steps", type=count, default=12, help="outer steps N, of 2N - 1 rows")
+    add("--eta", type=commands.number, default=1.0, help="noise of a step; 0 is none")
+    add("--class", dest="classes", type=digit, nargs="+", default=everything, help="which digits")
+    add("--seed", type=commands.seed, default=0, help="of all noise")
+    add("--every", type=count, default=4, help="rows in one program, and to a file")
+    add("--file", type=commands.output, help="where the run is kept, after every chunk")
+    add("--stop-after", type=count, metavar="ROW", help="a multiple of --every")
+    add("--resume", type=commands.file, metavar="FILE", help="go on from there")
     args = parser.parse_args()
     path = args.file or args.resume
-    if not set(args.classes) <= set(range(10)) or args.every < 1:
-        parser.error(f"--class {args.classes} --every {args.every}: classes 0 to 9, every >= 1")
-    if args.stop_after is not None and (args.stop_after < 1 or args.stop_after % args.every):
-        parser.error(f"--stop-after {args.stop_after}: a positive multiple of --every {args.every}")
+    if args.stop_after is not None and args.stop_after % args.every:
+        parser.error(f"--stop-after {args.stop_after}: a multiple of --every {args.every}")
     if args.stop_after is not None and path is None:
         parser.error("--stop-after without --file: give the file that keeps the run")
 
@@ -116,14 +116,15 @@ def main() -> None:
         "every": args.every,
         "weights": hashlib.sha256(digits.WEIGHTS.read_bytes()).hexdigest()[:16],
     }
-    levels = kd.levels(digits.training_noise(), args.steps, grid="karras")
-    schedule = kd.dpm2_ancestral(levels, eta=args.eta)
+    with commands.refused(parser):
+        levels = kd.levels(digits.training_noise(), args.steps, grid="karras")
+        schedule = kd.dpm2_ancestral(levels, eta=args.eta)
+        if args.resume is not None:
+            state, key, first = load(args.resume, settings)
     if args.resume is None:
-        key = jax.random.key(args.seed)
+        key, first = jax.random.key(args.seed), 0
         x = kd.initial_sample(schedule, key, (len(args.classes), 28, 28, 1))
-        state, first = kd.init(schedule, x), 0
-    else:
-        state, key, first = load(args.resume, settings)
+        state = kd.init(schedule, x)
 
     _, params = unet.load(digits.WEIGHTS)
     denoise = digits.digits_denoiser()
@@ -142,6 +143,8 @@ def main() -> None:
                 return
         images = np.asarray(kd.sample(denoise, params, schedule[row:], state, key, labels))
         bar.update(schedule.num_rows - row)
+    if path is not None:
+        print(f"wrote {path}: the run as it was before its last chunk")
     print(f"{len(images)} digits, sha256 {hashlib.sha256(images.tobytes()).hexdigest()}")
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,40 +91,54 @@ def stacked(requests: list[Request]) -> Request:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *requests)
 
 
+def kind_of(request: Any) -> Any:
+    """What a program is compiled for: structure, shapes and dtypes; no request has kind None."""
+    leaves, structure = jax.tree.flatten(request)
+    try:
+        return structure, tuple(jax.typeof(leaf) for leaf in leaves)
+    except TypeError:  # a leaf that is no array
+        return None
+
+
 def serve(
     denoise: Any, params: Any, waiting: deque[Request], num_slots: int, *, patience: int = 8
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[tuple[int, np.ndarray | ValueError]]:
     """Runs all requests that wait, and those appended to `waiting` meanwhile, first come first.
 
     Args:
       denoise: a function `denoise(params, x, row, cond)`; one and the same, or `tick` compiles.
       params: the network's weights.
-      waiting: requests whose arrays agree in shape and dtype.
+      waiting: requests whose arrays agree in shape and dtype. Those of another kind than most that
+        wait at the start are refused: each gets its error, and the others run on.
       num_slots: S, the batch that the network sees.
-      patience: rows that a new request may have to wait although a slot is free.
+      patience: rows that a new request may have to wait although a slot is free; at least 1.
 
     Yields:
-      (number, sample) of each request as it ends; numbers go by the order of the queue.
+      (number, sample) of each request as it ends, or (number, ValueError) of one that was refused;
+      numbers go by the order of the queue.
     """
-    kind = jax.tree.map(jax.typeof, waiting[0])
-    slots = stacked([waiting[0]] * num_slots)
-    end = jnp.full(num_slots, len(waiting[0].schedule), jnp.int32)
+    if num_slots < 1 or patience < 1:
+        raise ValueError(f"num_slots = {num_slots}, patience = {patience}; expected 1 or more.")
+    if not waiting:
+        return
+    ((kind, _),) = Counter(map(kind_of, waiting)).most_common(1)
+    first = next(request for request in waiting if kind_of(request) == kind)
+    slots = stacked([first] * num_slots)
+    end = jnp.full(num_slots, len(first.schedule), jnp.int32)
     slots = replace(slots, position=end)  # they idle
     free = deque(range(num_slots))
     running: dict[int, tuple[int, int]] = {}  # slot -> (number, the evaluation it ends at)
-    number = now = 0
+    number, now = -1, 0
     before = None
     while waiting or running or before is not None:
         while free and waiting:
-            slot, request = free.popleft(), waiting.popleft()
-            if (got := jax.tree.map(jax.typeof, request)) != kind:
-                raise ValueError(
-                    f"request {number} is {got}, the slots hold {kind}; pad all schedules by the "
-                    "same pad(num_rows, columns=...), and give state and cond without batch axis."
-                )
+            request, number = waiting.popleft(), number + 1
+            if (got := kind_of(request)) != kind:
+                yield number, refusal(number, got, kind)
+                continue
+            slot = free.popleft()
             slots = admit(slots, np.int32(slot), request)
             running[slot] = number, now + len(request.schedule)
-            number += 1
         chunk = None
         if running:
             # Until the next slot comes free: no slot idles while a request waits.
@@ -141,6 +156,14 @@ def serve(
             samples = np.asarray(before[0])
             yield from ((number, samples[slot]) for slot, number in before[1].items())
         before = chunk
+
+
+def refusal(number: int, got: Any, kind: Any) -> ValueError:
+    return ValueError(
+        f"request {number} is {got or 'not made of arrays'}, the slots hold {kind}; pad all "
+        "schedules by the same pad(num_rows, columns=...), and give state and cond without batch "
+        "axis."
+    )
 
 
 def plain(params: Any, x: jax.Array, row: kd.Row, cond: Any) -> kd.Prediction:
@@ -165,6 +188,8 @@ def lcm(params: Any, x: jax.Array, row: kd.Row, cond: Any) -> kd.Prediction:
 
 def make_request(schedule: kd.Schedule, seed: int, label: int, scale: float) -> Request:
     """A digit from pure noise."""
+    if label not in range(unet.NUM_CLASSES):
+        raise ValueError(f"label = {label}; expected a class, 0 to {unet.NUM_CLASSES - 1}.")
     key = jax.random.key(seed)
     state = kd.init(schedule, kd.initial_sample(schedule, key, (1, 28, 28, 1))[0])
     cond = {"label": jnp.int32(label), "scale": jnp.float32(scale)}
@@ -207,23 +232,42 @@ def bare_network(params: Any, x: jax.Array, cond: Any, count: Any) -> jax.Array:
     return jax.lax.fori_loop(0, count, body, x)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    samplers = ["dpm2", "dpm2_ancestral"]
-    parser.add_argument("--sampler", nargs="+", choices=digits.SAMPLERS, default=samplers)
-    parser.add_argument("--steps", type=int, nargs="+", help="5 10 20 30, of LCM 1 to 8")
-    for name, default in ("requests", 64), ("slots", 16), ("seed", 0), ("repeats", 3):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 2.0, 3.0])
+def arguments() -> argparse.Namespace:
+    parser = commands.parser(__doc__)
+    add, samplers = parser.add_argument, ["dpm2", "dpm2_ancestral"]
+    add("--sampler", nargs="+", choices=digits.SAMPLERS, default=samplers, help="lcm only alone")
+    add(
+        "--steps",
+        type=commands.count,
+        nargs="+",
+        help="outer steps N of the requests; default: 5 10 20 30, of LCM 1 to 8",
+    )
+    add("--requests", type=commands.count, default=64, help="how many wait")
+    add("--slots", type=commands.count, default=16, help="the batch that the network sees")
+    add("--seed", type=commands.seed, default=0, help="of the requests and their order")
+    add("--repeats", type=commands.count, default=3, help="timed runs, of which the median counts")
+    scales = [1.5, 2.0, 3.0]
+    add("--guidance", type=commands.number, nargs="+", default=scales, help="in turn; 1 is none")
     args = parser.parse_args()
-    total, size, is_lcm = args.requests, args.slots, args.sampler == ["lcm"]
-    if min(total, size, args.repeats) < 1 or ("lcm" in args.sampler and not is_lcm):
-        parser.error("expected counts of at least 1, and lcm alone: it has a network of its own")
+    is_lcm = args.sampler == ["lcm"]
+    if "lcm" in args.sampler and not is_lcm:
+        parser.error("--sampler: lcm alone, it has a network of its own")
+    args.steps = args.steps or ([*range(1, 9)] if is_lcm else [5, 10, 20, 30])
+    with commands.refused(parser):
+        for sampler in args.sampler:
+            for steps in args.steps:
+                digits.digits_schedule(sampler, steps)
+            for scale in args.guidance:
+                digits.denoiser_and_cond(sampler, jnp.zeros(1, jnp.int32), scale)
+    return args
 
+
+def main() -> None:
+    args = arguments()
+    total, size, is_lcm = args.requests, args.slots, args.sampler == ["lcm"]
     denoise = lcm if is_lcm else plain if set(args.guidance) == {1.0} else guided
     _, params = unet.load(digits.LCM_WEIGHTS if is_lcm else digits.WEIGHTS)
-    steps = args.steps or ([*range(1, 9)] if is_lcm else [5, 10, 20, 30])
-    requests = make_requests(total, args.sampler, steps, args.guidance, args.seed)
+    requests = make_requests(total, args.sampler, args.steps, args.guidance, args.seed)
     lengths = [len(request.schedule) for request in requests]
     batches, singles = batches_of(requests, size), batches_of(requests, 1)
     # Not zeros: what the network makes of those fades into denormal numbers, twice as slow.
@@ -238,7 +282,7 @@ def main() -> None:
         "bare network": lambda: np.asarray(bare_network(params, x, cond, np.int32(100)))[:0],
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    results: dict[str, dict[int, np.ndarray]] = {way: {} for way in ways}
+    results: dict[str, dict[int, Any]] = {way: {} for way in ways}
     bar = tqdm(total=3 * total * (args.repeats + 1), unit="request")
     for repeat, way in itertools.product(range(args.repeats + 1), ways):
         bar.set_description(f"{way}, {f'run {repeat}' if repeat else 'compiling'}")

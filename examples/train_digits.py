@@ -10,11 +10,11 @@ was interrupted goes on where it stopped, and ends with the same weights: step k
 images, timesteps and noise whatever happened before.
 """
 
-import argparse
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,15 +23,14 @@ from training import (
     add_arguments,
     average,
     batches,
-    check_arguments,
+    finish,
+    load_images,
     restore_checkpoint,
     run,
-    save_weights,
     strata,
 )
 
 import kdiff_jax as kd
-import mnist
 import unet
 
 NUM_TIMESTEPS = 1000
@@ -117,12 +116,11 @@ def make_train_step(optimizer: optax.GradientTransformation) -> Callable[..., An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the digits network on MNIST.")
+    parser = commands.parser(__doc__)
     add_arguments(parser, steps=8000, batch=128, out="digits.safetensors")
     args = parser.parse_args()
 
-    images, labels = mnist.load(args.data, "train")
-    check_arguments(args, len(images))
+    images, labels = load_images(parser, args)
     noise = kd.noise_schedule(
         "linear", num_train_timesteps=NUM_TIMESTEPS, beta_start=1e-4, beta_end=0.02
     )
@@ -130,7 +128,8 @@ def main() -> None:
     optimizer = make_optimizer(args.steps)
     state = fresh_state(unet.init_params(init_key), optimizer)
     settings = {"steps": str(args.steps), "batch": str(args.batch), "seed": str(args.seed)}
-    state = restore_checkpoint(args.checkpoint, state, settings)
+    with commands.refused(parser):
+        state = restore_checkpoint(args.checkpoint, state, settings)
     train_step = make_train_step(optimizer)
 
     def one(state: TrainState, index: np.ndarray) -> tuple[TrainState, jax.Array]:
@@ -138,7 +137,7 @@ def main() -> None:
 
     indices = batches(len(images), args.batch, args.seed, int(state.step), args.steps)
     state = run(state, one, indices, args, settings)
-    save_weights(args.out, state.ema)
+    finish(args, state.ema)
 
 
 if __name__ == "__main__":

@@ -10,36 +10,38 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+import mnist
 import unet
 
 
 def add_arguments(parser: argparse.ArgumentParser, steps: int, batch: int, out: str) -> None:
     """The arguments that every training script has, with this script's defaults."""
-    parser.add_argument("--data", required=True, help="folder with the four MNIST files")
-    parser.add_argument("--steps", type=int, default=steps, help="optimiser steps")
-    parser.add_argument("--batch", type=int, default=batch, help="images per step")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path(out), help="file for the weights")
-    parser.add_argument("--checkpoint", type=Path, help="folder for checkpoints; resumes from it")
-    parser.add_argument(
-        "--checkpoint-minutes", type=float, default=4.0, help="time between checkpoints"
-    )
+    add = parser.add_argument
+    add("--data", required=True, help="folder with the four MNIST files")
+    add("--steps", type=commands.count, default=steps, help="optimiser steps")
+    add("--batch", type=commands.count, default=batch, help="images per step")
+    add("--seed", type=commands.seed, default=0, help="of weights, batches and noise")
+    add("--out", type=commands.output, default=out, help="file for the weights")
+    add("--checkpoint", type=commands.folder, help="folder for checkpoints; resumes from it")
+    minutes = commands.positive
+    add("--checkpoint-minutes", type=minutes, default=4.0, help="time between checkpoints")
 
 
-def check_arguments(args: argparse.Namespace, num_images: int) -> None:
-    """Refuses a number of steps or a batch that cannot be trained with."""
-    if args.steps < 1 or not 1 <= args.batch <= num_images:
-        raise ValueError(
-            f"--steps {args.steps} --batch {args.batch}; expected at least one step, and a batch"
-            f" between 1 and the number of images, {num_images}."
-        )
+def load_images(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Any:
+    """Training images and labels; a folder without them, or too large a batch, is an error."""
+    with commands.refused(parser):
+        images, labels = mnist.load(args.data, "train")
+    if args.batch > len(images):
+        parser.error(f"--batch {args.batch}: there are {len(images)} images")
+    return images, labels
 
 
 def batches(num_images: int, batch: int, seed: int, start: int, stop: int) -> Iterator[np.ndarray]:
@@ -117,6 +119,12 @@ def save_weights(path: Path, params: Any) -> None:
     write_atomically(path, lambda temporary: unet.save(temporary, params))
 
 
+def finish(args: argparse.Namespace, params: Any) -> None:
+    """Writes the trained weights, and says so."""
+    save_weights(args.out, params)
+    print(f"wrote {args.out}")
+
+
 def save_checkpoint(folder: Path, state: Any, settings: dict[str, str]) -> None:
     """The whole state in `state.safetensors`; the averaged weights, ready to use, beside it."""
     leaves = {f"{i:04d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
@@ -129,12 +137,18 @@ def restore_checkpoint(folder: Path | None, fresh: Any, settings: dict[str, str]
     path = None if folder is None else folder / "state.safetensors"
     if path is None or not path.is_file():
         return fresh
-    with safe_open(path, "numpy") as file:
-        found = file.metadata()
-        if found != settings:
-            raise ValueError(
-                f"{path} was written by a run with {found}, but this one has {settings}; give the"
-                " same arguments to resume it, or another --checkpoint folder to start afresh."
-            )
-        leaves = [jnp.asarray(file.get_tensor(name)) for name in sorted(file.keys())]
+    try:
+        with safe_open(path, "numpy") as file:
+            found = file.metadata()
+            leaves = [jnp.asarray(file.get_tensor(name)) for name in sorted(file.keys())]
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no whole safetensors file: {error}; delete it, or give another --checkpoint"
+            " folder, to start afresh."
+        ) from None
+    if found != settings:
+        raise ValueError(
+            f"{path} was written by a run with {found}, but this one has {settings}; give the"
+            " same arguments to resume it, or another --checkpoint folder to start afresh."
+        )
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import kdiff_jax as kd
@@ -230,7 +231,12 @@ def load(path: str | Path) -> tuple[Any, Any]:
     The file may hold the network without or with guidance; its params say which, and `model_fn`
     serves both.
     """
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no whole safetensors file: {error}; give a file that `unet.save` wrote."
+        ) from None
     _, abstract = _STRUCTURES["guidance.kernel" in tensors]
     leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     expected = {_name(keys): leaf.shape for keys, leaf in leaves}

@@ -9,13 +9,12 @@ with fresh noise and sampled from there in exactly `--steps` steps (`kd.levels(.
 small fraction, or strength, changes little.
 """
 
-import argparse
-from pathlib import Path
-
+import commands
 import img2img
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 import digits
 import kdiff_jax as kd
@@ -62,18 +61,20 @@ def from_image(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--class", dest="label", type=int, default=3)
-    parser.add_argument("--fraction", type=float, nargs="+", default=[0.15, 0.3, 0.6])
-    parser.add_argument("--strength", type=float, nargs="+", default=[0.2, 0.4, 0.6])
-    parser.add_argument("--variants", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--guidance", type=float, default=1.5, help="1 is none")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("variations.png"))
+    parser = commands.parser(__doc__)
+    add, fraction = parser.add_argument, commands.fraction
+    add("--class", dest="label", type=commands.digit, default=3, help="which digit")
+    add("--fraction", type=fraction, nargs="+", default=[0.15, 0.3, 0.6], help="of the way")
+    add("--strength", type=fraction, nargs="+", default=[0.2, 0.4, 0.6], help="share of levels")
+    add("--variants", type=commands.count, default=4, help="digits of each")
+    add("--steps", type=commands.count, default=8, help="outer steps N of DPM2")
+    add("--guidance", type=commands.number, default=1.5, help="1 is none")
+    add("--seed", type=commands.seed, default=0, help="of all noise")
+    add("--output", type=commands.picture, default="variations.png", help="the figure")
     args = parser.parse_args()
-    if args.label not in range(10) or args.variants < 1:
-        parser.error(f"--class {args.label} --variants {args.variants}: 0 to 9, and at least 1")
+    with commands.refused(parser):
+        for strength in args.strength:
+            kd.levels(digits.training_noise(), args.steps, strength=strength)
     if len(args.fraction) != len(args.strength):
         parser.error("give as many fractions as strengths: they stand above each other")
 
@@ -81,18 +82,20 @@ def main() -> None:
     schedule = digits.digits_schedule("dpm2", args.steps)
     image = from_seed(schedule, key, 0.0, 1, args.label, args.guidance)[0]
     panels: dict[str, list[tuple[str, np.ndarray]]] = {}
-    for name, values in (("seed", args.fraction), ("image", args.strength)):
-        panels[f"from {name}"] = [("first", np.asarray(jnp.clip(image[None, ..., 0], -1, 1)))]
-        for value in values:
-            rest = (args.variants, args.label, args.guidance)
-            if name == "seed":
-                made = from_seed(schedule, key, value, *rest)
-            else:
-                made = from_image(image, key, value, args.steps, *rest)
-            away = float(jnp.sqrt(jnp.mean((made - image[None]) ** 2)))
-            title = f"{'fraction' if name == 'seed' else 'strength'} {value:g}"
-            print(f"from the {name}, {title}: {away:.2f} away, root mean square of the pixels")
-            panels[f"from {name}"].append((title, np.asarray(jnp.clip(made[..., 0], -1, 1))))
+    rest = (args.variants, args.label, args.guidance)
+    with tqdm(total=2 * len(args.fraction), unit="run") as bar:
+        for name, values in (("seed", args.fraction), ("image", args.strength)):
+            panels[f"from {name}"] = [("first", np.asarray(jnp.clip(image[None, ..., 0], -1, 1)))]
+            for value in values:
+                if name == "seed":
+                    made = from_seed(schedule, key, value, *rest)
+                else:
+                    made = from_image(image, key, value, args.steps, *rest)
+                away = float(jnp.sqrt(jnp.mean((made - image[None]) ** 2)))
+                title = f"{'fraction' if name == 'seed' else 'strength'} {value:g}"
+                bar.write(f"from the {name}, {title}: {away:.2f} away, RMS of the pixels")
+                panels[f"from {name}"].append((title, np.asarray(jnp.clip(made[..., 0], -1, 1))))
+                bar.update()
     img2img.draw(panels, args.output)
     print(f"wrote {args.output}")
 

@@ -14,6 +14,8 @@ def test_the_example_draws_its_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["brownian.py", *arguments])
     example.main()
     assert path.read_bytes().startswith(b"\x89PNG")
-    independent, on_a_path = capsys.readouterr().out.splitlines()[:2]
+    printed = capsys.readouterr()
+    assert "16/16" in printed.err  # the bar: 3 and 5 evaluations, with either noise
+    independent, on_a_path = printed.out.splitlines()[:2]
     assert independent.startswith("independent noise  2 to 3: ")
     assert on_a_path.startswith("one Brownian path  2 to 3: ")

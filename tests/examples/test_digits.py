@@ -88,14 +88,14 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     scripts.fake_mnist(tmp_path, 32)
     monkeypatch.setattr(train_digits, "unet", scripts.SmallUnet)
 
-    def train(*extra: str) -> None:
+    def train(*extra: str) -> str:
         fixed = ["--data", str(tmp_path), "--batch", "4", "--seed", "1", "--steps", "4"]
         # optax promotes dtypes inside, as a user's program may.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            scripts.run(train_digits, *fixed, *extra)
+            return scripts.run(train_digits, *fixed, *extra)
 
     whole, resumed = tmp_path / "whole.safetensors", tmp_path / "resumed.safetensors"
-    train("--out", str(whole))
+    assert train("--out", str(whole)) == f"wrote {whole}\n"
 
     every_step = train_digits.batches
 

@@ -11,7 +11,7 @@ import invert
 import scripts
 
 
-def test_the_digit_returns_and_another_class_does_not(tmp_path, monkeypatch):
+def test_the_digit_returns_and_another_class_does_not(tmp_path, monkeypatch, capsys):
     output, image = tmp_path / "invert.png", np.asarray(img2img.load_image(img2img.IMAGE))
     ups, downs = (scripts.kept_calls(monkeypatch, invert, name) for name in ("invert", "back"))
     # The table of errors by a run of the same size, whose programs are there already.
@@ -20,6 +20,7 @@ def test_the_digit_returns_and_another_class_does_not(tmp_path, monkeypatch):
     assert scripts.is_picture(output)
     assert "with its lowest noise: noise of deviation" in printed
     assert "DPM2, 12 steps, 45 evaluations" in printed
+    assert "3/3" in capsys.readouterr().err  # the bar
 
     (_, flat), ((_, up, *_), noise), _ = ups
     down = downs[0][0][1]

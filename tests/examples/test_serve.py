@@ -182,8 +182,11 @@ def test_rows_without_noise_in_any_slot_draw_none():
     assert "normal" in called(without=None)
 
 
-@pytest.mark.parametrize("fault", ["length", "columns", "batch", "number"])
-def test_a_request_of_another_kind_is_refused(fault):
+@pytest.mark.parametrize("fault", ["length", "columns", "batch", "number", "text", "none"])
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_request_of_another_kind_gets_its_error_and_the_others_their_samples(
+    served, fault, place
+):
     good = REQUESTS[0]
     schedule = SCHEDULES[1]
     bad = {
@@ -191,9 +194,25 @@ def test_a_request_of_another_kind_is_refused(fault):
         "columns": replace(good, schedule=schedule.pad(NUM_ROWS)),
         "batch": replace(good, state=jax.tree.map(lambda leaf: leaf[None], good.state)),
         "number": replace(good, cond={**good.cond, "scale": 2.0}),
+        "text": replace(good, cond={**good.cond, "label": "three"}),
+        "none": None,
     }[fault]
-    with pytest.raises(ValueError, match=r"request 1 is .*columns="):
-        serve_all([good, bad])
+    requests: list[Any] = list(REQUESTS[:4])
+    requests.insert(place, bad)
+    results = serve_all(requests)
+    error = results.pop(place)
+    assert isinstance(error, ValueError)
+    with pytest.raises(ValueError, match=rf"request {place} is .*columns="):
+        raise error
+    np.testing.assert_array_equal(np.stack(results), np.stack(served[:4]))
+
+
+def test_a_server_without_requests_ends_and_without_slots_or_patience_is_refused():
+    assert list(serve.serve(guided, sp.MIXING, deque(), SLOTS)) == []
+    with pytest.raises(ValueError, match="patience = 0; expected 1 or more"):
+        serve_all(REQUESTS[:1], patience=0)
+    with pytest.raises(ValueError, match="num_slots = 0"):
+        serve_all(REQUESTS[:1], slots=0)
 
 
 # --- the networks of the script --------------------------------------------------------------
