@@ -109,6 +109,34 @@ FIGURES: dict[str, Figure] = (
     }
 )
 
+# What is drawn: the rival, and what both ran.
+RIVALS = {
+    "diffusers": "tab:orange",
+    "k-diffusion": "tab:red",
+    "torch.compile": "tab:purple",
+    "dewml": "tab:green",
+}
+PICTURED: dict[str, tuple[str, str]] = {
+    f"{rival} {kind} {size}": (rival, f"{words}, {size}")
+    for kind, words in {"dpm2": "DPM2", "ancestral": "ancestral DPM2", "lcm": "LCM"}.items()
+    for size in ("64 KB", "1 MB")
+    for rival in ("diffusers", "k-diffusion")
+    if (kind, rival) != ("lcm", "k-diffusion")
+} | {
+    "torch.compile 64 KB run": ("torch.compile", "DPM2, 64 KB"),
+    "torch.compile 1 MB run": ("torch.compile", "DPM2, 1 MB"),
+    "torch.compile 64 KB first call": ("torch.compile", "DPM2, 64 KB, first call"),
+    "torch.compile 1 MB first call": ("torch.compile", "DPM2, 1 MB, first call"),
+    "dewml dpm2 run": ("dewml", "DPM2, 64 KB"),
+    "dewml dpm2 first call": ("dewml", "DPM2, 64 KB, first call"),
+    "dewml ancestral run": ("dewml", "ancestral DPM2, 64 KB"),
+    "dewml lcm run": ("dewml", "LCM, 64 KB"),
+    "dewml U-Net run": ("dewml", "DPM2 of a small U-Net"),
+    "dewml U-Net first call": ("dewml", "DPM2 of a small U-Net, first call"),
+    "table linspace": ("diffusers", "the table alone"),
+}
+_SIDES = ("kdiff_jax", "other")
+
 # Shown under a table in which the figure was missed.
 _LOOP = "the loop itself costs about 1 us a row, and the anchor is read and written in every one."
 REASONS: dict[str, str] = {
@@ -210,7 +238,7 @@ def markdown(content: Result) -> str:
         f"{name} {found}" for name, found in content["machine"]["versions"].items()
     )
     parts = [
-        "# Speed",
+        f"# Speed of kdiff_jax {content['machine']['versions'].get('kdiff_jax', '')}".strip(),
         "Written by `python benchmarks/speed.py`, which says what is measured and how; the figures"
         " are those of `results/speed.json`. Null network `0.1 * x`, float32, 25 steps (49"
         " evaluations; LCM 4), samples of (1, 4, 64, 64) = 64 KB or (4, 4, 128, 128) = 1 MB, where"
@@ -222,7 +250,7 @@ def markdown(content: Result) -> str:
         " are of short repetitions (`--quick`).",
         f"{content['machine']['processor']}, {content['machine']['cores']} cores; Python"
         f" {content['machine']['python']}, {versions}.",
-        "![Figures against their targets](results/speed.png)",
+        "![Times of a run, beside those of the other libraries](results/speed.png)",
     ]
     for mode, title in MODES.items():
         cases = content["modes"].get(mode)
@@ -243,49 +271,45 @@ def markdown(content: Result) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def draw(path: Path, content: Result) -> None:
-    """Each figure against its target: right of the line it is met."""
-    import matplotlib
+def draw(path: Path, content: Result) -> bool:
+    """The times of both sides of every comparison on one core; false where none was measured."""
+    from matplotlib.figure import Figure as Canvas
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    shown = [n for n, spec in FIGURES.items() if spec.bound]
-    found = {
-        (mode, name): summarise(name, cases.get(FIGURES[name].case))
-        for mode, cases in content["modes"].items()
-        for name in shown
-    }
-    shown = [n for n in shown if any(found.get((m, n), {}).get("us") for m in MODES)]
-    fig, axes = plt.subplots(figsize=(10, 1.5 + 0.3 * len(shown)), layout="constrained")
-    for mode, colour, shift in (("one", "tab:blue", -0.12), ("default", "tab:orange", 0.12)):
-        label: str | None = MODES[mode]
-        for place, name in enumerate(shown):
-            point, spec = found.get((mode, name), {}), FIGURES[name]
-            if "value" not in point or not point["us"]:
-                continue
-            ends = [point[end] / (spec.bound or 1.0) for end in ("low", "value", "high")]
-            low, value, high = ends if spec.at_least else [1 / end for end in reversed(ends)]
-            reach = [[value - low], [high - value]]
-            look: Result = {"fmt": "o", "ms": 5, "capsize": 2, "color": colour}
-            axes.errorbar([value], [place + shift], xerr=reach, label=label, **look)
-            label = None
-    axes.axvline(1.0, color="black", lw=0.8)
+    cases = content["modes"].get("one", {})
+    found = {name: summarise(name, cases.get(FIGURES[name].case)) for name in PICTURED}
+    shown = [name for name in PICTURED if found[name].get("us")]
+    if not shown:
+        return False
+    fig = Canvas(figsize=(8, 1.3 + 0.24 * len(shown)), layout="constrained")
+    axes = fig.subplots()
+    own, other = ([1e-6 * found[name]["us"][side] for name in shown] for side in _SIDES)
+    places = list(range(len(shown)))
+    axes.hlines(places, own, other, color="lightgray", lw=3, zorder=0)
+    axes.plot(own, places, "o", color="tab:blue", label="kdiff_jax")
+    for rival, colour in RIVALS.items():
+        at = [place for place, name in enumerate(shown) if PICTURED[name][0] == rival]
+        if at:
+            axes.plot([other[i] for i in at], at, "s", color=colour, label=rival)
+    for place, name in enumerate(shown):
+        spec, end = FIGURES[name], max(own[place], other[place])
+        words = spec.show(found[name]["value"])
+        look: Result = {"xytext": (8, 0), "textcoords": "offset points", "fontsize": 9}
+        axes.annotate(words, (end, place), va="center", **look)
     axes.set_xscale("log")
-    ticks = [0.25, 0.5, 1, 2, 4, 8]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xlim(right=4 * max(own + other))
+    ticks = {1e-4: "0.1 ms", 1e-3: "1 ms", 1e-2: "10 ms", 0.1: "0.1 s", 1.0: "1 s", 10.0: "10 s"}
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
-    words = []
-    for name in shown:
-        spec = FIGURES[name]
-        same = spec.words.startswith("the same")
-        words.append(
-            (f"{spec.case}: {spec.words}" if same else spec.words) + f"  ({spec.target()})"
-        )
-    axes.set_yticks(range(len(shown)), words, fontsize=8)
+    axes.set_yticks(places, [f"{PICTURED[name][1]}: {PICTURED[name][0]}" for name in shown])
+    axes.tick_params(labelsize=9)
     axes.invert_yaxis()
-    axes.set_xlabel("reached against the target (right of the line: met)")
+    version = content["machine"]["versions"].get("kdiff_jax", "")
+    fig.suptitle(
+        f"Time on one core with kdiff_jax {version} and with others (null network, 25 steps; LCM 4)"
+        "\n25x: the other takes 25 times as long",
+        fontsize=10,
+    )
     axes.grid(alpha=0.3, axis="x")
-    axes.legend(fontsize=8)
+    fig.legend(loc="outside lower center", ncols=len(RIVALS) + 1, fontsize=9)
     fig.savefig(path, dpi=150)
-    plt.close(fig)
+    return True

@@ -8,8 +8,13 @@ What only the first program of a process pays is a part of it, for both.
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+import commands
 
 
 def measured(library: str, size: str, clock: str) -> float:
@@ -43,4 +48,9 @@ def main(library: str, size: str, clock: str = "wall") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = commands.parser(__doc__)
+    parser.add_argument("library", choices=("kdiff_jax", "torch.compile"), help="whose first run")
+    parser.add_argument("size", choices=("64 KB", "1 MB"), help="of the sample")
+    clocks = ("wall", "cpu")
+    parser.add_argument("clock", nargs="?", choices=clocks, default="wall", help="of the process")
+    main(**vars(parser.parse_args()))

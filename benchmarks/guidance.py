@@ -18,7 +18,6 @@ Writes guidance.json and draws guidance.png. Every figure is written as soon as 
 interrupted run goes on where it stopped.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -33,9 +32,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
+import commands
+
 import classifier
 import digits
 import kdiff_jax as kd
+import mnist
 import unet
 from quality import ROOT, Result, fingerprint, restore, same, to_bytes
 from timing import machine
@@ -107,78 +109,77 @@ def curve(results: list[Result], kind: str) -> list[Result]:
 
 
 def figure(path: Path, results: list[Result], real: Result) -> None:
-    """Both measures against the scale, and against each other."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    """Both measures against the scale."""
+    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    fig, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
+    fig = Figure(figsize=(8, 4.6), layout="constrained")
+    left, right = fig.subplots(1, 2)
     case = results[0]
     low, high = case["interval"]
     labels = {
         "plain": "plain",
         "rescaled": f"epsilon rescaled by {RESCALE:g}",
-        "rescaled_sample": f"D rescaled by {RESCALE:g}",
+        "rescaled_sample": f"clean image rescaled by {RESCALE:g}",
         "interval": f"noise levels {low:g} to {high:g} only",
         "rising": "rising from step to step",
     }
+    # Plain guidance below the others, and wider: epsilon rescaled is nearly on top of it.
     for kind, colour in COLOURS.items():
         points = curve(results, kind)
         scale = [point["scale"] for point in points]
-        agreement = [100 * point["agreement"] for point in points]
-        frechet = [point["frechet"] for point in points]
-        look: dict[str, Any] = {"color": colour, "marker": "o", "ms": 4}
-        axes[0].plot(scale, agreement, label=labels[kind], **look)
-        axes[1].plot(scale, frechet, **look)
-        axes[2].plot(frechet, agreement, **look)
-    distance = f"Fréchet distance, {case['samples']} samples"
-    titles = (
-        ("guidance scale", "samples seen as the class asked for, %"),
-        ("guidance scale", distance),
-        (distance, "samples seen as the class asked for, %"),
-    )
-    axes[1].axhline(real["train_images"], ls=":", color="black", lw=0.8, label="training images")
-    axes[2].axvline(real["train_images"], ls=":", color="black", lw=0.8)
-    for axis, (across, up) in zip(axes, titles, strict=True):
-        axis.set_xlabel(across)
-        axis.set_ylabel(up)
+        wide = kind == "plain"
+        look: dict[str, Any] = {"color": colour, "marker": "o", "ms": 7 if wide else 4}
+        look |= {"lw": 4 if wide else 1.5, "alpha": 0.5 if wide else 1, "label": labels[kind]}
+        left.plot(scale, [100 * point["agreement"] for point in points], **look)
+        right.plot(scale, [point["frechet"] for point in points], **look)
+    real_images = {"ls": ":", "color": "black", "lw": 1, "label": "training images"}
+    right.axhline(real["train_images"], **real_images)
+    left.set_title("samples seen as the class asked for, %", fontsize=10)
+    right.set_title("Fréchet distance, lower is better", fontsize=10)
+    right.set_yscale("log")
+    right.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    right.yaxis.set_major_formatter(ScalarFormatter())
+    right.yaxis.set_minor_formatter(NullFormatter())
+    for axis in (left, right):
+        axis.set_xlabel("guidance scale", fontsize=9)
+        axis.tick_params(labelsize=9)
         axis.grid(alpha=0.3)
-    axes[1].set_yscale("log")
-    axes[2].set_xscale("log")
-    for one in (axes[1].yaxis, axes[2].xaxis):
-        one.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        one.set_major_formatter(ScalarFormatter())
-        one.set_minor_formatter(NullFormatter())
-    shown = [axis.get_legend_handles_labels() for axis in axes[:2]]
-    lines, names = (first + second for first, second in zip(*shown, strict=True))
-    fig.legend(lines, names, loc="outside lower center", ncols=6, fontsize=8)
+    handles = right.get_legend_handles_labels()
+    fig.legend(*handles, loc="outside lower center", ncols=3, fontsize=9)
     fig.suptitle(
         f"DPM2, {case['steps']} steps, Karras grid, {case['samples']} digits a point, seed "
         f"{case['seed']}",
         fontsize=10,
     )
-    fig.savefig(path, dpi=150)
-    plt.close(fig)
+    fig.savefig(path, dpi=180)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
+    parser = commands.parser(__doc__)
+    add, count, kinds = parser.add_argument, commands.count, list(COLOURS)
+    scales, cache = [1.0, 1.5, 2.0, 3.0, 5.0], str(ROOT / "benchmarks" / "cache")
     add("--data", required=True, help="folder with the four MNIST files")
-    add("--kinds", nargs="+", choices=list(COLOURS), default=list(COLOURS))
-    add("--scales", nargs="+", type=float, default=[1.0, 1.5, 2.0, 3.0, 5.0])
-    add("--interval", nargs=2, type=float, default=[0.3, 20.0], help="noise levels, low and high")
-    add("--steps", type=int, default=8)
-    add("--samples", type=int, default=1000, help="for each figure")
-    add("--batch", type=int, default=250)
-    add("--seed", type=int, default=0)
-    add("--cache", type=Path, default=ROOT / "benchmarks" / "cache", help="for the classifier")
-    add("--out", type=Path, default=ROOT / "benchmarks" / "cache", help="for JSON and figure")
+    add("--kinds", nargs="+", choices=kinds, default=kinds, help="of guidance, as above")
+    add("--scales", nargs="+", type=commands.number, default=scales, help="1 is none")
+    interval = {"nargs": 2, "type": commands.number, "default": [0.3, 20.0]}
+    add("--interval", **interval, metavar=("LOW", "HIGH"), help="noise levels with guidance")
+    add("--steps", type=count, default=8, help="outer steps N of DPM2")
+    add("--samples", type=count, default=1000, help="for each figure, at least 100")
+    add("--batch", type=count, default=250, help="samples in a run")
+    add("--seed", type=commands.seed, default=0, help="of all noise")
+    add("--cache", type=commands.folder, default=cache, help="for the classifier")
+    add("--out", type=commands.folder, default=cache, help="for JSON and figure")
     args = parser.parse_args()
-    if args.samples < 100 or not 1 <= args.batch <= args.samples:
+    if args.samples < 100 or args.batch > args.samples:
         parser.error(f"--samples {args.samples} --batch {args.batch}: at least 100, batch within")
+    with commands.refused(parser):
+        for split in ("train", "test"):
+            mnist.load(args.data, split)
+        schedule = digits.digits_schedule("dpm2", args.steps)
+        for scale in args.scales:
+            for kind in args.kinds:
+                guided(kind, scale, args.steps, tuple(args.interval))
 
     cached = args.cache / "classifier.safetensors"
     judge, accuracy = classifier.load_or_train(args.data, cached)
@@ -187,11 +188,9 @@ def main() -> None:
         "classifier": fingerprint(cached),
         "accuracy": accuracy,
     }
-    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "guidance.json"
     results = restore(path, made_with)
     test, real = classifier.reference(judge, args.data, args.samples)
-    schedule = digits.digits_schedule("dpm2", args.steps)
     common: Result = {
         "steps": args.steps,
         "samples": args.samples,
@@ -230,6 +229,7 @@ def main() -> None:
                 f"{point['frechet']:.2f} | {100 * point['agreement']:.1f} |"
             )
     print(f"{args.samples} training images: {real['train_images']:.2f}")
+    print(f"wrote {path} and {args.out / 'guidance.png'}")
 
 
 if __name__ == "__main__":

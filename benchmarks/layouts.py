@@ -13,7 +13,6 @@ Figures are of one row of Euler: a digits U-Net, a DiT (four blocks, width 128, 
 MLP. Time is the median of --repeats runs, taken in turn.
 """
 
-import argparse
 import math
 import os
 import re
@@ -32,14 +31,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+import commands
 
 import kdiff_jax as kd
 
 ROWS = 10
 SCALE = 3.0
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+NETWORKS = ("MLP", "DiT", "digits U-Net")
 LAYOUTS = ("concatenated", "interleaved", "two calls")
 
 
@@ -209,7 +212,7 @@ def on_cpu(name: str, network: Any, repeats: int) -> None:
         scratch = program.memory_analysis().temp_size_in_bytes / (size / 8)
         row = 1e3 * statistics.median(times[layout][1:]) / ROWS
         found = counted(program.as_text())
-        print(f"| {name} | {layout} | {row:.2f} | {found} | {scratch:.1f} |", flush=True)
+        tqdm.write(f"| {name} | {layout} | {row:.2f} | {found} | {scratch:.1f} |")
 
 
 def on_tpu(name: str, network: Any) -> None:
@@ -222,21 +225,24 @@ def on_tpu(name: str, network: Any) -> None:
         hlo = program.as_text()
         scratch = program.memory_analysis().temp_size_in_bytes / (size / 4)
         cycles = loop_cycles(hlo)
-        print(f"| {name} | {layout} | {cycles} | {counted(hlo)} | {scratch:.1f} |", flush=True)
+        tqdm.write(f"| {name} | {layout} | {cycles} | {counted(hlo)} | {scratch:.1f} |")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tpu", action="store_true")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--only", help="one network")
+    parser = commands.parser(__doc__)
+    add = parser.add_argument
+    add("--tpu", action="store_true", help="the TPU compiler's estimates; nothing runs")
+    add("--repeats", type=commands.count, default=9, help="timed runs, of which the median counts")
+    add("--only", choices=NETWORKS, help="one network; default: all")
     options = parser.parse_args(arguments)
     print(f"JAX {jax.__version__}")
     unit = "cycles a row" if options.tpu else "ms a row"
     print(f"| network | layout | {unit} | collectives | scratch, in shares of the batch |")
     print("|---|---|---|---|---|")
-    for name, network in networks().items():
-        if options.only in (None, name):
+    chosen = {name: one for name, one in networks().items() if options.only in (None, name)}
+    with tqdm(chosen.items(), unit="network") as bar:
+        for name, network in bar:
+            bar.set_description(name)
             on_tpu(name, network) if options.tpu else on_cpu(name, network, options.repeats)
 
 

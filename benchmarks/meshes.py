@@ -7,7 +7,6 @@ A cell is the largest difference from the run without a mesh, relative to the la
 the same bits. "communicates" is a program with a collective where only the batch is sharded.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -18,9 +17,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+for folder in ("tests", "examples"):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / folder))
 
+import commands
 import mesh_cases as matrix
 
 Results = tuple[np.ndarray, ...]
@@ -44,21 +46,31 @@ def cell(case: matrix.Case, mesh: str, keys: str, references: dict[str, Results]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", action="append", help="cases whose name holds this")
+    parser = commands.parser(__doc__)
+    only = "cases whose name holds this; may be repeated; default: all"
+    parser.add_argument("--only", action="append", help=only)
     options = parser.parse_args(arguments)
+    parts = options.only or [""]
+    chosen = [name for name in matrix.CASES if any(part in name for part in parts)]
+    if not chosen:
+        parser.error(
+            f"--only {' '.join(parts)}: no case has such a name; {', '.join(matrix.CASES)}"
+        )
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     print(f"JAX {jax.__version__}\n")
     pairs = matrix.pairs()
     print("| run | " + " | ".join(f"{mesh}: {keys}" for mesh, keys in pairs) + " |")
     print("|---" * (len(pairs) + 1) + "|")
-    for name, case in matrix.CASES.items():
-        if options.only and not any(part in name for part in options.only):
-            continue
-        references: dict[str, Results] = {}
-        cells = [cell(case, mesh, keys, references) for mesh, keys in pairs]
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    with tqdm(total=len(chosen) * len(pairs), unit="cell") as bar:
+        for name in chosen:
+            bar.set_description(name)
+            references: dict[str, Results] = {}
+            cells = []
+            for mesh, keys in pairs:
+                cells.append(cell(matrix.CASES[name], mesh, keys, references))
+                bar.update()
+            bar.write(f"| {name} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

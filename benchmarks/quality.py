@@ -33,9 +33,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
+import commands
+
 import classifier
 import digits
 import kdiff_jax as kd
+import mnist
 import unet
 from timing import machine
 
@@ -241,32 +244,36 @@ def figure(path: Path, results: list[Result], made_with: Result, real: Result) -
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure the quality of sampled digits.")
-    add = parser.add_argument
+    parser = commands.parser(__doc__)
+    add, number = parser.add_argument, commands.number
+    cache = str(ROOT / "benchmarks" / "cache")
     add("--data", required=True, help="folder with the four MNIST files")
-    add("--weights", type=Path, default=digits.WEIGHTS)
-    add("--lcm-weights", type=Path, default=digits.LCM_WEIGHTS)
-    add("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
-    add("--steps", nargs="+", type=int, help="N; by default as SAMPLERS has it")
-    add("--guidance", nargs="+", type=float, default=[1.5], help="1: none")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    add("--samples", type=int, default=5000, help="for each figure and seed")
-    add("--batch", type=int, default=250)
-    add("--grid", choices=("karras", "exponential", "beta", "none"), default="karras")
-    add("--rho", type=float, default=7.0, help="of the Karras grid")
-    add("--sigma-min", type=float, help="end of the grid; default: the smallest of training")
-    add("--sigma-max", type=float, help="start of the grid; default: the largest of training")
-    add("--cache", type=Path, default=ROOT / "benchmarks" / "cache", help="for the classifier")
-    add("--out", type=Path, default=ROOT / "benchmarks" / "cache", help="for JSON and figure")
+    add("--weights", type=commands.file, default=digits.WEIGHTS, help="of train_digits.py")
+    add("--lcm-weights", type=commands.file, default=digits.LCM_WEIGHTS, help="of distill_lcm.py")
+    samplers = list(SAMPLERS)
+    add("--samplers", nargs="+", choices=samplers, default=samplers, help="a line each")
+    add("--steps", nargs="+", type=commands.count, help="N; default: those of each in SAMPLERS")
+    add("--guidance", nargs="+", type=number, default=[1.5], help="scales; 1 is none")
+    add("--seeds", nargs="+", type=commands.seed, default=[0, 1, 2], help="a run each")
+    add("--samples", type=commands.count, default=5000, help="for each figure and seed")
+    add("--batch", type=commands.count, default=250, help="samples in a run")
+    grids = ("karras", "exponential", "beta", "none")
+    add("--grid", choices=grids, default="karras", help="noise levels, of all but LCM")
+    positive = commands.positive
+    add("--rho", type=positive, default=7.0, help="of the Karras grid")
+    add("--sigma-min", type=positive, help="end of the grid; default: the smallest of training")
+    add("--sigma-max", type=positive, help="start of the grid; default: the largest of training")
+    add("--cache", type=commands.folder, default=cache, help="for the classifier")
+    add("--out", type=commands.folder, default=cache, help="for JSON and figure")
     args = parser.parse_args()
-    if args.samples < 100 or not 1 <= args.batch <= args.samples:
-        raise ValueError(
+    if args.samples < 100 or args.batch > args.samples:
+        parser.error(
             f"--samples {args.samples} --batch {args.batch}; expected at least 100 samples, or the"
             " covariance means nothing, and a batch between 1 and their number."
         )
-    for path, script in ((args.weights, "train_digits"), (args.lcm_weights, "distill_lcm")):
-        if not path.is_file():
-            raise ValueError(f"there is no file {path}; give one that {script}.py wrote.")
+    with commands.refused(parser):
+        for split in ("train", "test"):
+            mnist.load(args.data, split)
     return args
 
 
@@ -286,7 +293,6 @@ def main() -> None:
         "classifier": fingerprint(cached),
         "accuracy": accuracy,
     }
-    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "quality.json"
     results = restore(path, made_with)
     test, real = classifier.reference(judge, args.data, args.samples)
@@ -339,6 +345,7 @@ def main() -> None:
         f" between {args.samples} training images and the test images: {real['train_images']:.2f}."
     )
     print(summary(shown, real["halves"]))
+    print(f"wrote {path} and {args.out / 'quality.png'}")
 
 
 if __name__ == "__main__":

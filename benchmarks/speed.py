@@ -29,6 +29,10 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parent / "examples"))
+
+import commands
+
 PACKAGES = ("jax", "jaxlib", "numpy", "torch", "diffusers", "k-diffusion", "dewml")
 ONE_CORE = {
     "OMP_NUM_THREADS": "1",
@@ -76,7 +80,9 @@ def work(args: argparse.Namespace) -> None:
     effort = timing.QUICK if args.quick else timing.FULL
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     found: Result = {}
-    for name in args.only:
+    from tqdm import tqdm
+
+    for name in tqdm(args.only, desc=f"cases, {args.worker}", unit="case", leave=False):
         began, (busy, own) = time.perf_counter(), cpu_seconds()
         result: Result = {}
         try:
@@ -144,19 +150,27 @@ def add(content: Result, mode: str, found: Result) -> None:
 
 
 def arguments(names: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure the speed of the samplers.")
+    parser = commands.parser(__doc__)
     flag = parser.add_argument
-    flag("--only", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
+    cases = f"these alone, of {', '.join(names)}; default: all"
+    flag("--only", nargs="+", choices=names, metavar="CASE", help=cases)
     flag("--quick", action="store_true", help="two short repetitions, to try a change")
-    flag("--repetitions", type=int, help="whole repetitions; default 5, or 2 with --quick")
-    flag("--threads", choices=("one", "default", "both"), default="both")
+    count = commands.count
+    flag("--repetitions", type=count, help="whole repetitions; default: 5, or 2 with --quick")
+    threads = "one core, the default threads of each library, or one after the other"
+    flag("--threads", choices=("one", "default", "both"), default="both", help=threads)
     flag("--clock", choices=("cpu", "wall"), help="default: cpu on one core, else wall")
-    flag("--core", type=int, help="the one core; default: the last that may be used")
-    flag("--out", type=Path, default=FOLDER, help="folder for RESULTS.md and results/")
+    flag("--core", type=commands.index, help="the one core; default: the last that may be used")
+    out = "folder for RESULTS.md and results/"
+    flag("--out", type=commands.folder, default=str(FOLDER), help=out)
     flag("--worker", choices=("one", "default"), help=argparse.SUPPRESS)
     flag("--json", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.only = args.only or names
     args.repetitions = args.repetitions or (2 if args.quick else 5)
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {args.core}
+    if args.core is not None and args.core not in allowed:
+        parser.error(f"--core {args.core}: expected one of {sorted(allowed)}")
     return args
 
 
@@ -182,7 +196,9 @@ def main() -> None:
             (args.out / "RESULTS.md").write_text(figures.markdown(content))
             took = time.perf_counter() - began
             print(f"{count + 1} of {args.repetitions}, {figures.MODES[mode]}: {took:.0f} s")
-    figures.draw(folder / "speed.png", content)
+    if figures.draw(folder / "speed.png", content):
+        print(f"wrote {folder / 'speed.png'}")
+    print(f"wrote {path} and {args.out / 'RESULTS.md'}")
     for mode in modes:
         print(f"\n{figures.MODES[mode]}\n")
         print(figures.text(figures.rows(content["modes"][mode], mode)))

@@ -37,10 +37,13 @@ os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results" / "tpu_compile.json"
 sys.path.insert(0, str(FOLDER.parent / "examples"))
+
+import commands
 
 import tpu_cases
 import tpu_report
@@ -155,10 +158,11 @@ def compile_for(generation: str, only: list[str] | None) -> dict[str, Result]:
     if generation not in PODS:
         cases |= tpu_cases.modes(place) | tpu_cases.with_networks(place)
     found = {}
-    for name, case in cases.items():
-        if not only or name in only:
-            found[name] = examine(case)
-            print(tpu_report.line(generation, name, found[name]), flush=True)
+    with tqdm([name for name in cases if not only or name in only], unit="program") as bar:
+        for name in bar:
+            bar.set_description(name)
+            found[name] = examine(cases[name])
+            bar.write(tpu_report.line(generation, name, found[name]))
     return found
 
 
@@ -215,20 +219,21 @@ def write(found: Result, out: Path) -> None:
 
 
 def main() -> None:
+    parser = commands.parser(__doc__)
+    add, every = parser.add_argument, [*GENERATIONS, *PODS]
+    add("--generations", nargs="+", default=every, metavar="KIND", help="chips and their layout")
+    add("--cases", nargs="+", metavar="NAME", help="these alone; default: all")
+    add("--what", choices=("programs", "cycles"), help="one of the two parts; default: both")
+    add("--planted", choices=PLANTS, help="a fault to be found: exits with 1")
+    add("--out", type=commands.output, default=RESULTS, help="the JSON file")
+    add("--no-write", action="store_true", help="print the tables only")
+    args = parser.parse_args()
     if importlib.util.find_spec("libtpu") is None:
         raise SystemExit("libtpu is not installed; pip install libtpu, on Linux, Python 3.12.")
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    every = [*GENERATIONS, *PODS]
-    parser.add_argument("--generations", nargs="+", default=every, metavar="KIND")
-    parser.add_argument("--cases", nargs="+", metavar="NAME", help="these alone")
-    parser.add_argument("--what", choices=("programs", "cycles"), help="default: both")
-    parser.add_argument("--planted", choices=PLANTS, help="a fault to be found: exits with 1")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--no-write", action="store_true")
-    args = parser.parse_args()
     found = run(args)
     if not (args.no_write or args.planted):
         write(found, args.out)
+        print(f"wrote {args.out}")
     raise SystemExit(int(tpu_report.failed(found)))
 
 
