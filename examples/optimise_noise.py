@@ -146,8 +146,8 @@ def draw(lines: list[tuple[str, np.ndarray, np.ndarray]], want: int, path: Path)
     side = min(7.2 / count, 1.2)
     figure = Figure((count * side + 0.8, len(lines) * (side + 0.25) + 0.35), layout="constrained")
     figure.suptitle(
-        f"Digits before and after their initial noise was optimised for a {want}. Above each: what a"
-        f"\njudge takes it for that the optimisation never asked; green where it sees a {want}.",
+        f"Digits before and after their initial noise was optimised for a {want}. Above each:\n"
+        f"what a judge that had no part in it takes it for; green where it sees a {want}.",
         fontsize=9,
     )
     axes = figure.subplots(len(lines), count, squeeze=False)
