@@ -92,8 +92,10 @@ def stacked(requests: list[Request]) -> Request:
 
 
 def kind_of(request: Any) -> Any:
-    """What a program is compiled for: structure, shapes and dtypes; no request has kind None."""
+    """What a program is compiled for: structure, shapes and dtypes; None of what is no request."""
     leaves, structure = jax.tree.flatten(request)
+    if not isinstance(request, Request):
+        return None
     try:
         return structure, tuple(jax.typeof(leaf) for leaf in leaves)
     except TypeError:  # a leaf that is no array
@@ -119,9 +121,11 @@ def serve(
     """
     if num_slots < 1 or patience < 1:
         raise ValueError(f"num_slots = {num_slots}, patience = {patience}; expected 1 or more.")
-    if not waiting:
+    kinds = Counter(filter(None, map(kind_of, waiting))).most_common(1)
+    if not kinds:
+        yield from ((i, refusal(i, None, "no request")) for i in range(len(waiting)))
         return
-    ((kind, _),) = Counter(map(kind_of, waiting)).most_common(1)
+    kind = kinds[0][0]
     first = next(request for request in waiting if kind_of(request) == kind)
     slots = stacked([first] * num_slots)
     end = jnp.full(num_slots, len(first.schedule), jnp.int32)

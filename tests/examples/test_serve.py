@@ -209,6 +209,8 @@ def test_a_request_of_another_kind_gets_its_error_and_the_others_their_samples(
 
 def test_a_server_without_requests_ends_and_without_slots_or_patience_is_refused():
     assert list(serve.serve(guided, sp.MIXING, deque(), SLOTS)) == []
+    wrong: list[Any] = [None, "three", None]
+    assert [type(result) for result in serve_all(wrong)] == 3 * [ValueError]
     with pytest.raises(ValueError, match="patience = 0; expected 1 or more"):
         serve_all(REQUESTS[:1], patience=0)
     with pytest.raises(ValueError, match="num_slots = 0"):
