@@ -164,7 +164,8 @@ def main() -> None:
         own = sample_batch(args.samples, args.steps, args.seed)
         folder = args.output or Path("samples")
         write_own_share(own, folder)
-        print(f"process {jax.process_index()}: wrote its share to {folder}", flush=True)
+        if args.pod:
+            print(f"process {jax.process_index()}: wrote its share to {folder}", flush=True)
         jax.distributed.shutdown()  # waits for the others, so that none ends under their feet
         return
 
@@ -176,6 +177,8 @@ def main() -> None:
         arguments = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
         start_processes(args.processes, [*arguments, "--output", str(folder)], args.timeout)
         samples = read_all(folder)
+    if args.output:
+        print(f"wrote {folder}")
     off = np.linalg.norm(samples[:, None] - data_points(), axis=-1).min(axis=1).max()
     checksum = hashlib.sha256(samples.tobytes()).hexdigest()[:16]
     print(f"{len(samples)} samples, at most {off:.1e} off a point of the data, sha256 {checksum}")
