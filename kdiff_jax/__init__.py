@@ -64,6 +64,11 @@ from kdiff_jax._noise.slerp import slerp as slerp
 from kdiff_jax._run.state import State as State, init as init
 from kdiff_jax._run.step import step as step
 from kdiff_jax._run.sample import sample as sample
+from kdiff_jax._run.transition import (
+    log_prob as log_prob,
+    log_ratio as log_ratio,
+    transition as transition,
+)
 import kdiff_jax._run.export as _export  # noqa: F401 - tells jax.export of the types above
 
 __version__ = "0.2.0"
