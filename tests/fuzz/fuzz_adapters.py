@@ -1,0 +1,206 @@
+"""The adapters for the fuzzer: a valid call, and what it may accept."""
+
+import inspect
+import types
+from pathlib import Path
+from typing import Any
+
+import fuzz_values as fv
+import numpy as np
+from fuzz_calls import (
+    HIGH,
+    KEYS,
+    LOW,
+    NETWORK,
+    NOISE_FN,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SIGMAS,
+    Argument,
+    Call,
+    N,
+    X,
+)
+from fuzz_values import an, count, either, flag, number, numbers, one_of, optional
+
+import kdiff_jax as kd
+from kdiff_jax.adapters import diffusers as kd_diffusers
+from kdiff_jax.adapters import k_diffusion as kd_k
+
+MODEL: Argument = (
+    kd_k.DiscreteEpsDDPMDenoiser(lambda x, t: 0.1 * x, fv.NOISE.alphas_cumprod),
+    callable,
+)
+
+
+CONFIG = {
+    "_class_name": "KDPM2DiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
+SAMPLER = kd_diffusers.from_config(CONFIG)
+FLOW_SAMPLER = kd_diffusers.from_config(
+    {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, sampler="dpm2"
+)
+
+
+def _from_config(**keys: Any) -> kd.Schedule:
+    return kd_diffusers.from_config({**CONFIG, **keys}).schedule(3)
+
+
+LATENT = types.SimpleNamespace(
+    apply_model=lambda x, t: x, alphas_cumprod=np.asarray(fv.NOISE.alphas_cumprod)
+)
+ADAPTER_CALLS = [
+    Call(
+        "from_config",
+        kd_diffusers.from_config,
+        {
+            "config": (CONFIG, either(an(dict), an(str), an(Path))),
+            "sampler": (None, optional(an(str))),
+        },
+    ),
+    Call(
+        "config",
+        _from_config,
+        {
+            "_class_name": ("KDPM2DiscreteScheduler", an(str)),
+            "num_train_timesteps": (1000, count()),
+            "beta_start": (0.00085, number(0, 1)),
+            "beta_end": (0.012, number(0, 1)),
+            "beta_schedule": ("linear", one_of("linear", "scaled_linear", "squaredcos_cap_v2")),
+            "trained_betas": (None, optional(numbers(0, 1))),
+            "prediction_type": ("epsilon", one_of("epsilon", "v_prediction", "sample")),
+            "timestep_spacing": ("linspace", one_of("linspace", "leading", "trailing")),
+            "steps_offset": (0, count(0)),
+            "use_karras_sigmas": (False, optional(flag)),
+            "rescale_betas_zero_snr": (False, optional(flag)),
+            "clip_sample": (False, optional(flag)),
+            "thresholding": (False, optional(flag)),
+            "set_alpha_to_one": (False, optional(flag)),
+            "skip_prk_steps": (True, optional(flag)),
+            "clip_sample_range": (1.0, optional(POSITIVE)),
+        },
+    ),
+    Call(
+        "DiffusersSampler.schedule",
+        SAMPLER.schedule,
+        {
+            "num_inference_steps": (3, optional(count())),
+            "timesteps": (None, optional(numbers(0))),
+            "strength": (None, optional(number(0, 1))),
+            "sigmas": (None, optional(SIGMAS)),
+            "original_inference_steps": (None, optional(count())),
+            "mu": (None, optional(number())),
+            "image_seq_len": (None, optional(count())),
+        },
+    ),
+    Call(
+        "DiffusersSampler.levels of a flow",
+        FLOW_SAMPLER.levels,
+        {
+            "num_inference_steps": (3, optional(count())),
+            "sigmas": (None, optional(SIGMAS)),
+            "mu": (None, optional(number())),
+        },
+    ),
+    Call(
+        "DiffusersSampler.denoiser",
+        SAMPLER.denoiser,
+        {"model_fn": NETWORK, "dtype": (None, optional(an(type, str)))},
+    ),
+    *(
+        Call(
+            name,
+            getattr(kd_k, name),
+            {"model": (LATENT, an(types.SimpleNamespace)), "quantize": (False, flag)},
+        )
+        for name in ("CompVisDenoiser", "CompVisVDenoiser")
+    ),
+    *(
+        Call(
+            name,
+            getattr(kd_k, name),
+            {
+                "model": ((lambda x, t: x), callable),
+                "alphas_cumprod": (fv.NOISE.alphas_cumprod, numbers(0, 1)),
+                "quantize": (False, flag),
+            },
+        )
+        for name in ("DiscreteEpsDDPMDenoiser", "DiscreteVDDPMDenoiser")
+    ),
+    Call(
+        "sigma_to_t",
+        MODEL[0].sigma_to_t,
+        {"sigma": (3.0, numbers(0)), "quantize": (None, optional(flag))},
+    ),
+    Call("t_to_sigma", MODEL[0].t_to_sigma, {"t": (3.0, numbers())}),
+    Call("get_sigmas", MODEL[0].get_sigmas, {"n": (3, optional(count()))}),
+    Call("append_zero", kd_k.append_zero, {"sigmas": ([2.0, 1.0], numbers())}),
+    Call(
+        "get_ancestral_step",
+        kd_k.get_ancestral_step,
+        {
+            "sigma_from": (2.0, numbers(0)),
+            "sigma_to": (1.0, numbers(0)),
+            "eta": (1.0, NOT_NEGATIVE),
+        },
+    ),
+    Call(
+        "get_sigmas_exponential",
+        kd_k.get_sigmas_exponential,
+        {"n": N, "sigma_min": LOW, "sigma_max": HIGH},
+    ),
+    Call(
+        "get_sigmas_karras",
+        kd_k.get_sigmas_karras,
+        {"n": N, "sigma_min": LOW, "sigma_max": HIGH, "rho": (7.0, POSITIVE)},
+    ),
+    Call(
+        "get_sigmas_polyexponential",
+        kd_k.get_sigmas_polyexponential,
+        {"n": N, "sigma_min": LOW, "sigma_max": HIGH, "rho": (1.0, POSITIVE)},
+    ),
+    Call(
+        "get_sigmas_vp",
+        kd_k.get_sigmas_vp,
+        {
+            "n": N,
+            "beta_d": (19.9, number()),
+            "beta_min": (0.1, number()),
+            "eps_s": (1e-3, number()),
+        },
+    ),
+    Call("to_d", kd_k.to_d, {"x": X, "sigma": (2.0, numbers(0)), "denoised": X}),
+]
+SAMPLE_ARGUMENTS: dict[str, Argument] = {
+    "model": MODEL,
+    "x": X,
+    "sigmas": ([3.0, 1.0, 0.0], SIGMAS),
+    "extra_args": (None, optional(an(dict))),
+    "callback": (None, NOISE_FN),
+    "disable": (True, optional(flag)),
+    "s_noise": (1.0, NOT_NEGATIVE),
+    "key": (fv.KEY, optional(KEYS[1])),
+    "noise_sampler": (None, NOISE_FN),
+    "eta": (1.0, NOT_NEGATIVE),
+    "s_churn": (0.0, NOT_NEGATIVE),
+    "s_tmin": (0.0, NOT_NEGATIVE),
+    "s_tmax": (50.0, either(NOT_NEGATIVE, lambda v: v == np.inf)),
+    "s_noise_end": (None, optional(NOT_NEGATIVE)),
+}
+ADAPTER_CALLS += [
+    Call(
+        name,
+        getattr(kd_k, name),
+        {
+            argument: SAMPLE_ARGUMENTS[argument]
+            for argument in inspect.signature(getattr(kd_k, name)).parameters
+        },
+        slow=True,
+    )
+    for name in dir(kd_k)
+    if name.startswith("sample_")
+]
