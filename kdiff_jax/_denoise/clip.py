@@ -10,14 +10,17 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import is_traced, per_sample, state_dtype
-from kdiff_jax._checks import check_number
+from kdiff_jax._checks import check_number, shown
 from kdiff_jax._denoise.prediction import (
     Denoise,
     Prediction,
+    as_denoise,
     as_leaf,
-    as_pytree,
     brief,
+    check_call,
     epsilon_of,
+    one_of,
+    predicted,
 )
 from kdiff_jax._denoise.quantile import quantile
 from kdiff_jax._table.row import Row
@@ -32,7 +35,8 @@ class Clipped:
     clip_range: jax.Array
 
     def __call__(self, params: Any, x: jax.Array, row: Row, cond: Any = None) -> Prediction:
-        denoised = self.denoise(params, x, row, cond).denoised
+        x = check_call(x, row)
+        denoised = predicted(self.denoise, params, x, row, cond).denoised
         limit = per_sample(self.clip_range, denoised)
         denoised = jnp.clip(denoised, -limit, limit)
         return Prediction(denoised, epsilon_of(denoised, x.astype(denoised.dtype), row))
@@ -63,7 +67,7 @@ def clipped(denoise: Denoise, clip_range: ArrayLike = 1.0) -> Clipped:
 
     Source: `clip_sample` of diffusers' LCMScheduler.
     """
-    return Clipped(as_pytree(denoise), as_leaf("clip_range", clip_range, above=0))
+    return Clipped(as_denoise(denoise), as_leaf("clip_range", clip_range, above=0))
 
 
 @jax.tree_util.register_dataclass
@@ -76,10 +80,14 @@ class Thresholded:
     sample_max_value: jax.Array
 
     def __call__(self, params: Any, x: jax.Array, row: Row, cond: Any = None) -> Prediction:
-        denoised = self.denoise(params, x, row, cond).denoised
+        x = check_call(x, row)
+        denoised = predicted(self.denoise, params, x, row, cond).denoised
         sizes = jnp.abs(denoised).astype(state_dtype(denoised))
         limit = quantile(sizes, self.ratio.astype(sizes.dtype))
-        limit = per_sample(jnp.clip(limit, 1, self.sample_max_value.astype(sizes.dtype)), denoised)
+        limit = per_sample(
+            jnp.clip(limit, one_of(sizes.dtype), self.sample_max_value.astype(sizes.dtype)),
+            denoised,
+        )
         denoised = jnp.clip(denoised, -limit, limit) / limit
         return Prediction(denoised, epsilon_of(denoised, x.astype(denoised.dtype), row))
 
@@ -118,9 +126,9 @@ def thresholded(
     Source: Saharia et al. 2022 (arXiv:2205.11487), section 2.3; `thresholding` of diffusers.
     """
     if not is_traced(ratio) and check_number("ratio", ratio, above=0) > 1:
-        raise ValueError(f"ratio = {ratio} is no quantile; expected it in (0, 1].")
+        raise ValueError(f"ratio = {shown(ratio)} is no quantile; expected it in (0, 1].")
     return Thresholded(
-        as_pytree(denoise),
+        as_denoise(denoise),
         as_leaf("ratio", ratio, above=0),
         as_leaf("sample_max_value", sample_max_value, at_least=1),
     )

@@ -13,10 +13,12 @@ from kdiff_jax._arrays import per_sample
 from kdiff_jax._denoise.prediction import (
     Denoise,
     Prediction,
+    as_denoise,
     as_leaf,
-    as_pytree,
     brief,
+    check_call,
     epsilon_of,
+    predicted,
     units,
 )
 from kdiff_jax._table.row import Row
@@ -32,7 +34,8 @@ class Consistency:
     sigma_data: jax.Array
 
     def __call__(self, params: Any, x: jax.Array, row: Row, cond: Any = None) -> Prediction:
-        denoised = self.denoise(params, x, row, cond).denoised
+        x = check_call(x, row)
+        denoised = predicted(self.denoise, params, x, row, cond).denoised
         x = x.astype(denoised.dtype)
         time = per_sample(row.timestep, x) * per_sample(self.timestep_scaling, x)
         data = per_sample(self.sigma_data, x)
@@ -79,7 +82,7 @@ def consistency(
     `get_scalings_for_boundary_condition_discrete` of diffusers.
     """
     return Consistency(
-        as_pytree(denoise),
-        as_leaf("timestep_scaling", timestep_scaling, above=0),
-        as_leaf("sigma_data", sigma_data, above=0),
+        as_denoise(denoise),
+        as_leaf("timestep_scaling", timestep_scaling, square=True, above=0),
+        as_leaf("sigma_data", sigma_data, square=True, above=0),
     )

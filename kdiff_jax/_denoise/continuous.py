@@ -19,16 +19,28 @@ from jax.typing import ArrayLike, DTypeLike
 from kdiff_jax._arrays import along, per_sample, state_dtype
 from kdiff_jax._checks import check_choice
 from kdiff_jax._denoise.network import ModelFn, call_network, check_network
-from kdiff_jax._denoise.prediction import Denoise, Prediction, as_leaf, as_pytree, brief, units
+from kdiff_jax._denoise.prediction import (
+    Denoise,
+    Prediction,
+    as_denoise,
+    as_leaf,
+    brief,
+    check_call,
+    described,
+    one_of,
+    predicted,
+    units,
+)
 from kdiff_jax._table.row import Row
 
 TimeName = Literal["log_sigma", "sigma", "angle"]
 TimeFn = Callable[[jax.Array], jax.Array]
 
+# Compiled, so that no constant crosses to the device in a call outside of a program.
 TIME_FNS: dict[TimeName, TimeFn] = {
-    "log_sigma": lambda sigma: jnp.log(sigma) / 4,
+    "log_sigma": jax.jit(lambda sigma: jnp.log(sigma) / 4, inline=True),
     "sigma": lambda sigma: sigma,
-    "angle": lambda sigma: jnp.arctan(sigma) * (2 / jnp.pi),
+    "angle": jax.jit(lambda sigma: jnp.arctan(sigma) * (2 / jnp.pi), inline=True),
 }
 
 
@@ -41,12 +53,20 @@ class Continuous:
     c_noise: TimeName | TimeFn = field(metadata={"static": True})
 
     def __call__(self, params: Any, x: jax.Array, row: Row, cond: Any = None) -> Prediction:
+        x = check_call(x, row)
         time_fn = TIME_FNS[self.c_noise] if isinstance(self.c_noise, str) else self.c_noise
         level = jnp.asarray(row.sigma)
         if row.alpha is not None:
             alpha = jnp.asarray(row.alpha)
             level = along(level, alpha) / along(alpha, level)
-        return self.denoise(params, x, replace(row, timestep=time_fn(level)), cond)
+        time = time_fn(level)
+        shape = () if isinstance(time, (int, float)) else getattr(time, "shape", None)
+        if shape not in ((), level.shape):
+            raise ValueError(
+                f"c_noise returned {described(time)} for levels of {described(level)}; return one "
+                "number for each of them."
+            )
+        return predicted(self.denoise, params, x, replace(row, timestep=time), cond)
 
     def __repr__(self) -> str:
         return f"Continuous({brief(self.c_noise)}, {brief(self.denoise)})"
@@ -85,7 +105,7 @@ def continuous(denoise: Denoise, c_noise: TimeName | TimeFn = "sigma") -> Contin
     Source: `VDenoiser` (external.py) and `Denoiser` (layers.py) of k-diffusion; Karras et al. 2022
     (arXiv:2206.00364), table 1.
     """
-    return Continuous(as_pytree(denoise), _check_c_noise(c_noise))
+    return Continuous(as_denoise(denoise), _check_c_noise(c_noise))
 
 
 @jax.tree_util.register_dataclass
@@ -103,13 +123,13 @@ class EdmDenoiser:
         return "edm"
 
     def __call__(self, params: Any, x: jax.Array, row: Row, cond: Any = None) -> Prediction:
-        x = jnp.asarray(x)
+        x = check_call(x, row)
         x = x.astype(state_dtype(x))
         alpha, sigma, _ = units(row, x)
         sigma_data = per_sample(self.sigma_data, x)
         data = alpha * sigma_data
         # 1 over the standard deviation of x; then the shares of signal and noise in it.
-        scale = 1 / jnp.sqrt(sigma**2 + data**2)
+        scale = one_of(x.dtype) / jnp.sqrt(sigma**2 + data**2)
         signal, noise = scale * data, scale * sigma
         xs = scale * x
         out = call_network(self.model_fn, params, xs, row.timestep, cond, self.dtype)
@@ -161,7 +181,7 @@ def edm_denoiser(
     k-diffusion's layers.py.
     """
     dtype, c_noise = check_network(model_fn, dtype), _check_c_noise(c_noise)
-    data = as_leaf("sigma_data", sigma_data, above=0)
+    data = as_leaf("sigma_data", sigma_data, square=True, above=0)
     return Continuous(EdmDenoiser(model_fn, dtype, data), c_noise)
 
 

@@ -16,14 +16,20 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import as_float, is_traced, per_sample
-from kdiff_jax._checks import check_choice, check_number
+from kdiff_jax._checks import as_numbers, check_choice, check_flag, shown
+from kdiff_jax._denoise.arguments import check_arrays, check_conditions
 from kdiff_jax._denoise.network import PREDICTION_TYPES, PredictionType
 from kdiff_jax._denoise.prediction import (
     Denoise,
     Prediction,
-    as_pytree,
+    as_denoise,
+    as_leaf,
     brief,
+    check_call,
+    one_of,
+    predicted,
     prediction_type_of,
+    rounded,
     units,
 )
 from kdiff_jax._table.row import Row
@@ -44,8 +50,10 @@ class Guided:
     batched: bool = field(metadata={"static": True})
 
     def __call__(self, params: Any, x: jax.Array, row: Row, cond: Any = None) -> Prediction:
-        x = jnp.asarray(x)
-        cond, uncond = self._conditions(cond)
+        x = check_call(x, row)
+        check_arrays("params", params)
+        check_arrays("cond", cond)
+        cond, uncond = self._conditions(cond, x.shape[0])
         inside = None if self.interval is None else _inside(self.interval, row, x)
         if self.batched:
             with_cond, without = _in_one_batch(self.denoise, params, x, row, cond, uncond)
@@ -68,18 +76,8 @@ class Guided:
             return guided
         return jax.tree.map(functools.partial(jnp.where, inside), guided, with_cond)
 
-    def _conditions(self, cond: Any) -> tuple[Any, Any]:
-        if cond is None:
-            raise ValueError(
-                "a guided denoiser was called without cond; pass cond=..., or take the denoiser "
-                "without kd.guided."
-            )
-        got, expected = (str(jax.tree.structure(tree)) for tree in (cond, self.uncond))
-        if got != expected:
-            raise ValueError(
-                f"cond is {got} and uncond {expected}; expected the same pytree, so that both are "
-                "conditions of one network."
-            )
+    def _conditions(self, cond: Any, batch: int) -> tuple[Any, Any]:
+        check_conditions(cond, self.uncond, batch if self.batched else None)
         cond = jax.tree.map(jnp.asarray, cond)
 
         def broadcast(c: jax.Array, u: ArrayLike) -> jax.Array:
@@ -115,7 +113,7 @@ class Guided:
 @jax.jit
 def _call(denoise: Denoise, params: Any, x: jax.Array, row: Row, cond: Any) -> Prediction:
     # Compiled as a function of its own, so that two calls trace the network once.
-    return denoise(params, x, row, cond)
+    return predicted(denoise, params, x, row, cond)
 
 
 def _in_one_batch(
@@ -128,16 +126,20 @@ def _in_one_batch(
         return both.reshape(2 * one.shape[0], *one.shape[1:])
 
     def half(both: jax.Array, which: int) -> jax.Array:
-        return both.reshape(x.shape[0], 2, *both.shape[1:])[:, which]
+        pairs = both.reshape(x.shape[0], 2, *both.shape[1:])
+        return jax.lax.index_in_dim(pairs, which, axis=1, keepdims=False)
 
     rows = jax.tree.map(lambda leaf: beside(leaf, leaf) if jnp.ndim(leaf) else leaf, row)
-    prediction = denoise(params, beside(x, x), rows, jax.tree.map(beside, cond, uncond))
+    conditions = jax.tree.map(beside, cond, uncond)
+    prediction = predicted(denoise, params, beside(x, x), rows, conditions)
     with_cond, without = (
         jax.tree.map(functools.partial(half, which=which), prediction) for which in (0, 1)
     )
     return with_cond, without
 
 
+# Compiled: outside of a program each constant in here would cross to the device in every call.
+@functools.partial(jax.jit, inline=True)
 def _at_step(scale: jax.Array, step: ArrayLike) -> jax.Array:
     """The scale of each sample's outer step: [N] at step, or [N, B] at (step, sample)."""
     step = jnp.asarray(step)
@@ -148,6 +150,7 @@ def _at_step(scale: jax.Array, step: ArrayLike) -> jax.Array:
     return scale.at[index].get(mode="fill", fill_value=jnp.nan)
 
 
+@functools.partial(jax.jit, inline=True)
 def _inside(interval: tuple[jax.Array, jax.Array], row: Row, x: jax.Array) -> jax.Array:
     alpha, sigma, _ = units(row, x)
     signal = alpha > 0
@@ -166,29 +169,49 @@ def _rescaled(
     x = guided.denoised
     alpha, sigma, _ = units(row, x)
     norm = jnp.sqrt(alpha**2 + sigma**2)
-    weights: dict[PredictionType, tuple[ArrayLike, ArrayLike]] = {
-        "epsilon": (0.0, 1.0),
-        "sample": (1.0, 0.0),
+    one = one_of(x.dtype)
+    weights: dict[PredictionType, tuple[jax.Array, jax.Array]] = {
+        "epsilon": (one - one, one),
+        "sample": (one, one - one),
         "v_prediction": (-sigma / norm, alpha / norm),
-        "flow_prediction": (-1.0, 1.0),
+        "flow_prediction": (-one, one),
     }
-    of_denoised, of_epsilon = (jnp.asarray(w, x.dtype) for w in weights[rescale_of])
-    # x = alpha D + sigma epsilon allows one direction of change only, (-sigma, alpha).
+    of_denoised, of_epsilon = weights[rescale_of]
+    # x = alpha D + sigma epsilon allows one direction of change only, (-sigma, alpha); without
+    # signal it changes D alone, so that no change of epsilon is any.
     size = alpha * of_epsilon - sigma * of_denoised
-
-    def variance(quantity: jax.Array) -> jax.Array:
-        return jnp.var(quantity, axis=tuple(range(1, x.ndim)), keepdims=True)
-
+    moves = size != one - one
+    size = jnp.where(moves, size, one)
     quantity = of_denoised * guided.denoised + of_epsilon * guided.epsilon
-    wanted = variance(of_denoised * with_cond.denoised + of_epsilon * with_cond.epsilon)
-    found = variance(quantity)
-    # A constant image has no contrast to give or to keep; the root has no slope there either.
-    varies = (wanted > 0) & (found > 0)
-    ratio = jnp.sqrt(jnp.where(varies, wanted, 1) / jnp.where(varies, found, 1))
-    change = per_sample(phi, x) * (ratio - 1) * quantity
+    wanted = of_denoised * with_cond.denoised + of_epsilon * with_cond.epsilon
+    change = per_sample(phi, x) * _contrast(wanted, quantity) * quantity
+    change = jnp.where(moves, change, one - one)
     return Prediction(
         guided.denoised - sigma / size * change, guided.epsilon + alpha / size * change
     )
+
+
+@functools.partial(jax.jit, inline=True)
+def _contrast(wanted: jax.Array, found: jax.Array) -> jax.Array:
+    """`std(wanted) / std(found) - 1` of each sample; 0 where one of them is constant."""
+    axes = tuple(range(1, found.ndim))
+    # Second derivatives divide by the third power of a variance. A power of two rounds nothing.
+    largest = jnp.max(jnp.abs(found), axes, keepdims=True)
+    unit = jnp.ldexp(jnp.ones_like(largest), -jnp.frexp(jax.lax.stop_gradient(largest))[1])
+
+    def variance(quantity: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value = jnp.var(unit * quantity, axis=axes, keepdims=True)
+        # A constant image has no contrast to give or to keep, and its variance is rounding.
+        least = (
+            16
+            * jnp.finfo(quantity.dtype).eps
+            * jnp.max(jnp.abs(unit * quantity), axes, keepdims=True)
+        )
+        varies = value > least**2
+        return jnp.where(varies, value, 1), varies
+
+    (wanted, one), (found, other) = variance(wanted), variance(found)
+    return jnp.where(one & other, jnp.sqrt(wanted / found) - 1, 0)
 
 
 def guided(
@@ -254,32 +277,46 @@ def guided(
     `guidance_scale` of diffusers; Lin et al. 2023 (arXiv:2305.08891), section 3.4, the
     `guidance_rescale` of diffusers; Kynkäänniemi et al. 2024 (arXiv:2404.07724).
     """
+    check_flag("per_step", per_step)
+    check_flag("batched", batched)
+    denoise = as_denoise(denoise)
+    check_arrays("uncond", uncond)
     scale = _check_scale(scale, per_step)
     ends = None if interval is None else _check_interval(interval)
     phi, rescale_of = _check_rescale(rescale, rescale_of, denoise)
-    return Guided(as_pytree(denoise), scale, uncond, ends, phi, per_step, rescale_of, batched)
+    return Guided(denoise, scale, uncond, ends, phi, per_step, rescale_of, batched)
 
 
 def _check_scale(scale: ArrayLike, per_step: bool) -> jax.Array:
     ranks, expected = ((1, 2), "[N] or [N, B]") if per_step else ((0, 1), "one or [B]")
-    finite = is_traced(scale) or np.all(np.isfinite(np.asarray(scale).astype(np.float64)))
-    if np.ndim(scale) not in ranks or not finite:
+    finite = is_traced(scale) or np.all(np.isfinite(rounded(as_numbers("scale", scale))))
+    if np.ndim(scale) not in ranks or not finite or not np.size(scale):
         raise ValueError(
-            f"scale = {scale!r} is no guidance scale with per_step={per_step}; expected finite "
-            f"numbers, {expected}."
+            f"scale = {shown(scale)} is no guidance scale with per_step={per_step}; expected "
+            f"finite numbers, {expected}."
         )
     return as_float(scale)
 
 
 def _check_interval(interval: tuple[ArrayLike, ArrayLike]) -> tuple[jax.Array, jax.Array]:
     if not isinstance(interval, (tuple, list)) or len(interval) != 2:
-        raise ValueError(f"interval = {interval!r}; expected two noise levels, (low, high).")
+        raise ValueError(f"interval = {shown(interval)}; expected two noise levels, (low, high).")
     low, high = interval
-    if not is_traced(low, high) and not np.all((np.asarray(low) >= 0) & (low < np.asarray(high))):
-        raise ValueError(
-            f"interval = ({low}, {high}) holds no noise level; expected 0 <= low < high."
-        )
+    if not is_traced(low, high):
+        ends = (rounded(as_numbers("interval", end)) for end in interval)
+        if not _holds_levels(*ends):
+            raise ValueError(
+                f"interval = {shown((low, high))} holds no noise level; expected 0 <= low < high."
+            )
     return as_float(low), as_float(high)
+
+
+def _holds_levels(low: np.ndarray, high: np.ndarray) -> bool:
+    try:
+        inside = (low >= 0) & (low < high)
+    except ValueError:  # of as many samples as no batch has
+        return False
+    return inside.size > 0 and bool(np.all(inside))
 
 
 def _check_rescale(
@@ -288,18 +325,17 @@ def _check_rescale(
     if rescale is None:
         if rescale_of is not None:
             raise ValueError(
-                f"rescale_of = {rescale_of!r} names what is rescaled, and rescale was not given; "
-                "give rescale=0.7, or drop rescale_of."
+                f"rescale_of = {shown(rescale_of)} names what is rescaled, and rescale was not "
+                "given; give rescale=0.7, or drop rescale_of."
             )
         return None, None
-    if not is_traced(rescale):
-        for number in np.ravel(np.asarray(rescale, object)):
-            if check_number("rescale", number, at_least=0) > 1:
-                raise ValueError(f"rescale = {rescale} is no share; expected it in [0, 1].")
-    quantity = rescale_of or prediction_type_of(denoise)
+    phi = as_leaf("rescale", rescale, at_least=0)
+    if not is_traced(rescale) and np.any(as_numbers("rescale", rescale) > 1):
+        raise ValueError(f"rescale = {shown(rescale)} is no share; expected it in [0, 1].")
+    quantity = prediction_type_of(denoise) if rescale_of is None else rescale_of
     if quantity is None:
         raise ValueError(
             "rescale was given for a denoiser whose network's prediction type is not known; "
             f"give rescale_of, one of {', '.join(map(repr, PREDICTION_TYPES))}."
         )
-    return as_float(rescale), check_choice("rescale_of", quantity, PREDICTION_TYPES)
+    return phi, check_choice("rescale_of", quantity, PREDICTION_TYPES)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import is_traced
-from kdiff_jax._checks import check_int
+from kdiff_jax._checks import as_numbers, check_int, shown
 
 
 def guidance_embedding(w: ArrayLike, dim: int) -> jax.Array:
@@ -39,18 +41,28 @@ def guidance_embedding(w: ArrayLike, dim: int) -> jax.Array:
     """
     dim = check_int("dim", dim, 4)
     if not is_traced(w):
-        values = np.asarray(w)
-        if values.dtype.kind not in "iuf" and values.dtype != jnp.bfloat16:
-            raise ValueError(f"w = {w!r} holds no real numbers; pass [B] guidance scales.")
-        if not np.all(np.isfinite(values.astype(np.float64))):
-            raise ValueError(f"w = {w!r} holds a NaN or an infinity; pass finite guidance scales.")
+        _check_scales(w)
     if jnp.ndim(w) != 1:
         raise ValueError(
             f"w has shape {jnp.shape(w)}; pass [B] guidance scales, one a sample: "
             "jnp.full(batch, w)."
         )
     w = jnp.asarray(w)
-    w = w.astype(np.float64 if w.dtype == np.float64 else np.float32)
+    return _embedded(w.astype(np.float64 if w.dtype == np.float64 else np.float32), dim)
+
+
+def _check_scales(w: ArrayLike) -> None:
+    try:
+        values = as_numbers("w", w)
+    except ValueError:
+        raise ValueError(f"w = {shown(w)} holds no real numbers; pass [B] scales.") from None
+    # 1000 w is what the waves are of, in float32 too.
+    if not np.all(np.abs(values) < 1e35):
+        raise ValueError(f"w = {shown(w)} holds a NaN or an infinity; pass finite guidance scales.")
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _embedded(w: jax.Array, dim: int) -> jax.Array:
     half = dim // 2
     # In float64 on the host: an angle may be thousands of radians, so its frequency must be right.
     frequencies = np.exp(np.arange(half) * (-np.log(10_000.0) / (half - 1)))

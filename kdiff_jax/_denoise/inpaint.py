@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,18 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import as_float, divided, is_traced, state_dtype
-from kdiff_jax._denoise.prediction import Denoise, Prediction, as_pytree, brief, units
+from kdiff_jax._checks import as_numbers
+from kdiff_jax._denoise.prediction import (
+    Denoise,
+    Prediction,
+    as_denoise,
+    brief,
+    check_call,
+    one_of,
+    predicted,
+    rounded,
+    units,
+)
 from kdiff_jax._table.row import Row
 
 
@@ -26,16 +38,18 @@ class Inpainted:
     noise: jax.Array | None
 
     def __call__(self, params: Any, x: jax.Array, row: Row, cond: Any = None) -> Prediction:
-        x = jnp.asarray(x)
+        x = check_call(x, row)
         x = x.astype(state_dtype(x))
-        known, mask = _fit("known", self.known, x), _fit("mask", self.mask, x)
+        mask = _fit("mask", self.mask, x)
+        known = _without_nans(_fit("known", self.known, x), mask)
         alpha, sigma, _ = units(row, x)
+        keep = one_of(x.dtype) - mask
         seen = x
         if self.noise is not None:
-            noised = alpha * known + sigma * _fit("noise", self.noise, x)
-            seen = mask * x + (1 - mask) * noised
-        inner = self.denoise(params, seen, row, cond)
-        denoised = mask * inner.denoised + (1 - mask) * known
+            noise = _without_nans(_fit("noise", self.noise, x), mask)
+            seen = mask * x + keep * (alpha * known + sigma * noise)
+        inner = predicted(self.denoise, params, seen, row, cond)
+        denoised = mask * inner.denoised + keep * known
         # epsilon belongs to the x of the caller. As a change of the inner epsilon it stays the
         # network's own to the bit where nothing is known, and leads straight to `known` elsewhere.
         change = (x - seen) - alpha * (denoised - inner.denoised)
@@ -63,8 +77,9 @@ def inpainted(
 
     Args:
       denoise: the denoiser to wrap; guidance and clipping belong inside.
-      known: clean data that broadcasts to [B, ...]; its values where mask is 1 do not matter.
-      mask: broadcasts to [B, ...], in [0, 1]: 1 where to paint, 0 where to keep, between
+      known: clean data that broadcasts to [B, ...]; its values where mask is 1 do not matter, and
+        may be NaN. So may those of noise.
+      mask: broadcasts to [B, ...], bool or in [0, 1]: 1 where to paint, 0 where to keep, between
         them a blend of both. One mask of pixels is [H, W, 1].
       noise: None, or unit Gaussian noise that broadcasts to [B, ...]. That of the initial sample
         is `kd.initial_sample(schedule, key, shape) / schedule.init_noise_sigma`.
@@ -73,7 +88,8 @@ def inpainted(
       A denoiser.
 
     Raises:
-      ValueError: a mask outside [0, 1]; when it is traced, known, mask or noise of a shape that
+      ValueError: a mask outside [0, 1]; what is not finite in known or noise where mask is below
+        1; what holds no numbers; when it is traced, known, mask or noise of a shape that
         does not broadcast to that of the sample.
 
     Example:
@@ -89,15 +105,51 @@ def inpainted(
     Source: Song et al. 2021 (arXiv:2011.13456), appendix I.2; Lugmayr et al. 2022
     (arXiv:2201.09865), equation 8; with noise, `KSamplerX0Inpaint` of ComfyUI.
     """
-    if not is_traced(mask):
-        values = np.asarray(mask, np.float64)
-        if not np.all((values >= 0) & (values <= 1)):
+    values = {"known": _numbers("known", known), "mask": _numbers("mask", mask)}
+    if noise is not None:
+        values["noise"] = _numbers("noise", noise)
+    share = values["mask"]
+    if share is not None and not np.all((share >= 0) & (share <= 1)):
+        raise ValueError(
+            f"mask spans [{share.min()}, {share.max()}]; expected [0, 1]: 1 where to paint, "
+            "0 where to keep what is known."
+        )
+    for name in ("known", "noise"):
+        if not _finite_where_kept(values.get(name), share):
             raise ValueError(
-                f"mask spans [{values.min()}, {values.max()}]; expected [0, 1]: 1 where to paint, "
-                "0 where to keep what is known."
+                f"{name} holds a NaN or an infinity where mask is below 1, in what is kept; pass "
+                "finite numbers there, or a mask of 1."
             )
     noise = None if noise is None else as_float(noise)
-    return Inpainted(as_pytree(denoise), as_float(known), as_float(mask), noise)
+    return Inpainted(as_denoise(denoise), as_float(known), as_float(mask), noise)
+
+
+def _numbers(name: str, value: Any) -> np.ndarray | None:
+    """The numbers of an option as they are rounded; None where this process cannot see them."""
+    if is_traced(value) or not getattr(value, "is_fully_addressable", True):
+        return None
+    if name == "mask" and np.result_type(getattr(value, "dtype", 0)) == np.bool_:
+        return np.asarray(value, np.float32)
+    numbers = rounded(as_numbers(name, value))
+    if numbers.size == 0:
+        raise ValueError(f"{name} is empty, of shape {numbers.shape}; pass what broadcasts to x.")
+    return numbers
+
+
+def _finite_where_kept(values: np.ndarray | None, mask: np.ndarray | None) -> bool:
+    finite = values is None or np.isfinite(values)
+    if mask is None or np.all(finite):
+        return True
+    try:
+        return bool(np.all(finite | (mask == 1)))
+    except ValueError:  # of shapes that meet no sample either
+        return True
+
+
+@functools.partial(jax.jit, inline=True)
+def _without_nans(values: jax.Array, mask: jax.Array) -> jax.Array:
+    # What is painted over may be anything, and 0 * NaN is NaN.
+    return jnp.where((mask == 1) & ~jnp.isfinite(values), 0, values)
 
 
 def _fit(name: str, value: jax.Array, x: jax.Array) -> jax.Array:

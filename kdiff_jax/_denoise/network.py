@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -11,9 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from kdiff_jax._arrays import divided, state_dtype
-from kdiff_jax._checks import check_choice
-from kdiff_jax._denoise.prediction import Prediction, brief, epsilon_of, units
+from kdiff_jax._arrays import divided, is_traced, state_dtype
+from kdiff_jax._checks import check_choice, shown
+from kdiff_jax._denoise.arguments import check_arrays
+from kdiff_jax._denoise.captured import warn_of_captured
+from kdiff_jax._denoise.prediction import (
+    Prediction,
+    brief,
+    check_call,
+    described,
+    epsilon_of,
+    units,
+)
 from kdiff_jax._table.row import Row
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
@@ -33,7 +43,7 @@ class Denoiser:
     dtype: np.dtype | None = field(metadata={"static": True})
 
     def __call__(self, params: Any, x: jax.Array, row: Row, cond: Any = None) -> Prediction:
-        x = jnp.asarray(x)
+        x = check_call(x, row)
         x = x.astype(state_dtype(x))
         alpha, sigma, scale = units(row, x)
         xs = scale * x
@@ -72,30 +82,101 @@ def call_network(
             f"timesteps of shape {timestep.shape} met a sample of shape {xs.shape}; give one "
             "timestep, or one a sample, [B], or one a frame, [B, F]."
         )
+    check_arrays("params", params)
+    check_arrays("cond", cond)
     extra = () if cond is None else (cond,)
     inputs = xs if dtype is None else xs.astype(dtype)
-    out = jnp.asarray(model_fn(params, inputs, timestep, *extra))
-    if out.shape != xs.shape:
+    # A module of flax NNX writes into itself, and refuses to in a scan that it came into from
+    # outside; a copy of the pytree is made in there, of the same arrays.
+    own = jax.tree.map(lambda leaf: leaf, params)
+    out = model_fn(own, inputs, timestep, *extra)
+    _check_unwritten(params, own)
+    _check_output(out, xs.shape)
+    return jnp.asarray(out).astype(xs.dtype)
+
+
+def _check_unwritten(params: Any, own: Any) -> None:
+    """Refuses a module that wrote into its arrays: what it wrote ends with the call."""
+    before, after = jax.tree.leaves(params), jax.tree.leaves(own)
+    if len(before) != len(after) or all(map(operator.is_, before, after)):
+        return
+    containers = (jax.tree_util.DictKey, jax.tree_util.SequenceKey)
+    written = [
+        jax.tree_util.keystr(path)
+        for (path, new), old in zip(
+            jax.tree_util.tree_flatten_with_path(own)[0], before, strict=True
+        )
+        # Dicts and lists are the caller's own, and the copy of them was written into.
+        if not _is_same(old, new) and not all(isinstance(key, containers) for key in path)
+    ]
+    if written:
         raise ValueError(
-            f"model_fn returned shape {out.shape} for a sample of shape {xs.shape}; expected "
+            f"model_fn wrote into its params at {shown(written)}, which ends with the call; call "
+            ".eval() on a module with dropout or batch norm before. If it is in that mode already, "
+            "nnx.jit or nnx.remat in it wrote back what it read: pass graphdef, params = "
+            "nnx.split(module), and call nnx.merge(graphdef, params, copy=True) in model_fn."
+        )
+
+
+def _is_same(old: Any, new: Any) -> bool:
+    """Whether an exchanged leaf holds what it held, as far as that is known."""
+    if old is new or is_traced(old, new) or not isinstance(old, jax.Array):
+        return old is new
+    if jnp.issubdtype(old.dtype, jax.dtypes.extended):
+        old, new = jax.random.key_data(old), jax.random.key_data(new)
+    return np.array_equal(jax.device_get(old), jax.device_get(new))
+
+
+def _check_output(out: Any, shape: tuple[int, ...]) -> None:
+    """Refuses what is no array of floats of the sample's shape."""
+    if not (hasattr(out, "shape") and hasattr(out, "dtype")):
+        advice = "return the array of the sample's shape alone"
+        if isinstance(out, dict):
+            advice = "return its entry that is the output"
+        elif hasattr(out, "sample"):
+            advice = "return its .sample"
+        elif isinstance(out, (tuple, list)):
+            advice += ", out[0]; a ControlNet's are inputs of the network, inside one model_fn"
+        raise ValueError(f"model_fn returned {described(out)}, no array; {advice}.")
+    if tuple(out.shape) != shape:
+        raise ValueError(
+            f"model_fn returned shape {tuple(out.shape)} for a sample of shape {shape}; expected "
             "the same shape: cut off learned variances, or move the channels."
         )
-    return out.astype(xs.dtype)
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(
+            f"model_fn returned {described(out)}; return real floats, as the network predicts."
+        )
 
 
 def check_network(model_fn: ModelFn, dtype: DTypeLike | None) -> np.dtype | None:
     """Checks a network, and returns the dtype of its input as a NumPy dtype, or None."""
     if not callable(model_fn):
         raise ValueError(
-            f"model_fn = {model_fn!r} is not callable; pass a function "
+            f"model_fn = {shown(model_fn)} is not callable; pass a function "
             "model_fn(params, x, timestep) or model_fn(params, x, timestep, cond)."
         )
+    try:
+        hash(model_fn)
+    except TypeError:
+        raise ValueError(
+            f"model_fn = {shown(model_fn)} has no hash, by which programs are kept; pass a "
+            "function that calls it, and its arrays as params."
+        ) from None
+    # The caller of kd.denoiser, of which this is a part.
+    warn_of_captured(model_fn, stacklevel=3)
     if dtype is None:
         return None
-    dtype = jnp.dtype(dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype = {dtype} is no floating dtype; pass one, or None.")
-    return dtype
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(
+            f"dtype = {shown(dtype) if found is None else found} is no floating dtype; pass one, "
+            "or None."
+        )
+    return found
 
 
 def denoiser(

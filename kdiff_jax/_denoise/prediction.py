@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdiff_jax._arrays import as_float, divided, is_traced, per_sample
-from kdiff_jax._checks import as_numbers, check_number
+from kdiff_jax._arrays import as_float, divided, is_traced, per_sample, state_dtype
+from kdiff_jax._checks import as_numbers, check_number, shown
 from kdiff_jax._table.row import Row
 
 
@@ -66,21 +66,103 @@ def prediction_type_of(denoise: object) -> str | None:
     return getattr(denoise, "prediction_type", None)
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def one_of(dtype: np.dtype) -> jax.Array:
+    """The constant 1, out of a program: outside of one it would cross to the device each time."""
+    return jnp.ones((), dtype)
+
+
+def check_call(x: Any, row: Any) -> jax.Array:
+    """The sample that a denoiser is called with, as an array; refused if x or row is none."""
+    if not isinstance(row, Row):
+        raise ValueError(
+            f"row = {shown(row)} is no Row; pass one row of a schedule: schedule[i], or what a "
+            "loop over a schedule or a scan over schedule.rows gives."
+        )
+    for name in ("sigma", "timestep", "alpha", "input_scale"):
+        value = getattr(row, name)
+        if isinstance(value, jax.Array) or (value is None and name in ("alpha", "input_scale")):
+            continue
+        _check_finite(f"row.{name}", value)
+    if not isinstance(x, jax.Array):
+        _check_finite("x", x)
+        x = jnp.asarray(x)
+    if x.ndim < 1:
+        raise ValueError("the sample is a scalar; expected [B, ...], the batch axis first.")
+    state_dtype(x)
+    return x
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if not np.all(np.isfinite(as_numbers(name, value))):
+        raise ValueError(f"{name} = {shown(value)} is not finite; pass finite numbers.")
+
+
+def predicted(denoise: Denoise, params: Any, x: jax.Array, row: Row, cond: Any) -> Prediction:
+    """What the denoiser inside a wrapper returns, which is refused if it is no Prediction."""
+    prediction = denoise(params, x, row, cond)
+    if not isinstance(prediction, Prediction):
+        raise ValueError(
+            f"the denoiser {brief(denoise)} returned {described(prediction)}; expected a "
+            "kd.Prediction. Wrap a network in kd.denoiser(model_fn)."
+        )
+    return prediction
+
+
+def described(value: Any) -> str:
+    """What a function returned, for a message: the shapes of arrays, the names in containers."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict of {shown([*value])}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {shown([described(part) for part in value])}"
+    if value is None or isinstance(value, (bool, int, float, complex, str)):
+        return shown(value)
+    return f"a {type(value).__name__}"
+
+
+def as_denoise(denoise: Any) -> Any:
+    """The denoiser of a wrapper as a pytree; refused if nothing can call it."""
+    if not callable(denoise):
+        raise ValueError(
+            f"denoise = {shown(denoise)} is not callable; pass a denoiser: kd.denoiser(model_fn), "
+            "or a function denoise(params, x, row, cond=None) -> kd.Prediction."
+        )
+    return as_pytree(denoise)
+
+
 def as_pytree(function: Callable[..., Any]) -> Any:
     """A caller's own callable becomes a pytree without leaves, to cross a jit boundary."""
     known = not jax.tree_util.all_leaves([function])
     return function if known else jax.tree_util.Partial(function)
 
 
-def as_leaf(name: str, value: ArrayLike, **bounds: float) -> jax.Array:
-    """An option of a wrapper as its leaf: finite numbers within their bounds, see check_number."""
-    if not is_traced(value):
-        dtype = jax.dtypes.canonicalize_dtype(np.float64)
-        several = isinstance(value, (list, tuple, np.ndarray, jax.Array))
-        for number in as_numbers(name, jax.device_get(value)).flat if several else [value]:
-            if abs(check_number(name, number, **bounds)) > float(np.finfo(dtype).max):
-                raise ValueError(f"{name} = {number} is more than {dtype} holds; pass less.")
+def as_leaf(name: str, value: ArrayLike, *, square: bool = False, **bounds: float) -> jax.Array:
+    """An option of a wrapper as its leaf: finite numbers within their bounds, see check_number.
+
+    What `square` says is squared: neither it nor its square may leave float32.
+    """
+    if is_traced(value):
+        return as_float(value)
+    numbers = as_numbers(name, value)
+    for number in np.ravel(numbers):
+        check_number(name, number.item(), **bounds)
+    # As it is rounded: float32 has no 1e39, and 1e-46 is 0 in it.
+    size = np.abs(rounded(numbers))
+    low, high = (1e-15, 1e15) if square else (0.0, np.inf)
+    if numbers.size == 0 or np.any((size >= high) | ((numbers != 0) & (size <= low))):
+        raise ValueError(
+            f"{name} = {shown(value)} is empty or leaves what float32 holds; pass one number, or "
+            "one a sample, [B]."
+        )
     return as_float(value)
+
+
+def rounded(numbers: np.ndarray) -> np.ndarray:
+    """Numbers in the dtype of a leaf; what is too large is infinite there."""
+    with np.errstate(over="ignore"):
+        return numbers.astype(jax.dtypes.canonicalize_dtype(np.float64))
 
 
 def brief(value: object) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def quantile(values: jax.Array, ratio: jax.Array) -> jax.Array:
@@ -24,16 +26,32 @@ def quantile(values: jax.Array, ratio: jax.Array) -> jax.Array:
       between; of equal ones, their mean.
     """
     axes = tuple(range(1, values.ndim))
-    size = jnp.asarray(math.prod(values.shape[1:]), values.dtype)
-    place = ratio * (size - 1)
+    place = ratio * _last_place(math.prod(values.shape[1:]), values.dtype)
     below = jnp.floor(place)
     low, high = _neighbours(values, below.astype(jnp.int32))
     share = place - below
-    between = low * (1 - share) + jnp.where(share > 0, high, low) * share
-    return jnp.where(jnp.any(jnp.isnan(values), axes), jnp.nan, between)
+    rest, high = _mixed(share, low, high)
+    return _nan_where(jnp.any(jnp.isnan(values), axes), low * rest + high * share)
+
+
+# Compiled, so that no constant crosses to the device in a call outside of a program.
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _last_place(count: int, dtype: np.dtype) -> jax.Array:
+    return jnp.asarray(count, dtype) - 1
+
+
+@functools.partial(jax.jit, inline=True)
+def _mixed(share: jax.Array, low: jax.Array, high: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return 1 - share, jnp.where(share > 0, high, low)
+
+
+@functools.partial(jax.jit, inline=True)
+def _nan_where(mask: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.where(mask, jnp.nan, values)
 
 
 @jax.custom_jvp
+@functools.partial(jax.jit, inline=True)
 def _neighbours(values: jax.Array, rank: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The numbers of places `rank` and `rank + 1` of each sample, [B] each; of the last, twice."""
     axes = tuple(range(1, values.ndim))

@@ -60,24 +60,3 @@ def check_lengths(denoise: Any, noise_fn: Any, schedule: Schedule, shape: tuple[
                     f"to step {needs - 1}; pass one a step of the whole run, [{needs}]."
                 )
         denoise = getattr(denoise, "denoise", None)
-
-
-def _is_array(leaf: Any) -> bool:
-    kinds = (np.number, np.bool_, jax.dtypes.extended)
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
-
-
-def check_leaves(**trees: Any) -> None:
-    """Refuses params and a cond that hold what is no array, where a call has failed."""
-    for name, tree in trees.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            number = isinstance(leaf, (float, complex)) or (
-                isinstance(leaf, int) and leaf.bit_length() < 64
-            )
-            if not number and not _is_array(leaf):
-                raise ValueError(
-                    f"{name}{jax.tree_util.keystr(path)} is {brought(leaf)}; expected a pytree of "
-                    "arrays: pass arrays alone, such as embeddings of a text, or of an Equinox "
-                    "module eqx.partition(module, eqx.is_array)[0]."
-                )

@@ -12,11 +12,12 @@ import numpy as np
 
 from kdiff_jax._arrays import is_traced
 from kdiff_jax._checks import brought, check_choice, check_int
+from kdiff_jax._denoise.arguments import check_arguments
 from kdiff_jax._denoise.prediction import Denoise, Prediction, as_pytree, prediction_type_of
 from kdiff_jax._noise.given import NoiseFn
 from kdiff_jax._noise.keyed import sample_keys
 from kdiff_jax._run import progress as bars
-from kdiff_jax._run.check import check_denoise, check_leaves, check_lengths, parameters_of
+from kdiff_jax._run.check import check_denoise, check_lengths, parameters_of
 from kdiff_jax._run.loop import Remat, run
 from kdiff_jax._run.state import State, check_start
 from kdiff_jax._table.row import Row
@@ -153,6 +154,7 @@ def sample(
     _check_noise(draws, key, noise_fn)
     check_lengths(denoise, noise_fn, schedule, first.shape)
     _check_network(schedule, prediction_type_of(denoise))
+    check_arguments(denoise, params, cond, first.shape[0])
     unroll = check_int("unroll", unroll, 1)
     check_choice("remat", remat, get_args(Remat))
     _check_loop(schedule, first, save_fn, unroll, remat)
@@ -168,11 +170,7 @@ def sample(
     end = _end_of_sharded(table.length)
     arguments = as_pytree(denoise), params, table, start, keys, cond, noise_fn, save_fn, bar, end
     whole_run = run if bar is None else functools.partial(bars.watch, bar, run)
-    try:
-        sampled, saved = whole_run(*arguments, unroll=unroll, remat=remat)
-    except (TypeError, ValueError, OverflowError):
-        check_leaves(params=params, cond=cond)
-        raise
+    sampled, saved = whole_run(*arguments, unroll=unroll, remat=remat)
     return sampled if save_fn is None else (sampled, saved)
 
 

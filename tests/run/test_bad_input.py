@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import samplers as sp
+from denoise_refusals import REFUSED as MORE_DENOISERS
 from refusals import Refusal, check, every, unreached
 
 import kdiff_jax as kd
@@ -384,7 +385,7 @@ RUNS: list[Refusal] = [
     (lambda: sample(DPM2, denoise=VELOCITY), "'flow_prediction' on a schedule that is not.*build"),
 ]
 
-REFUSED = SAMPLERS + TABLES + DENOISERS + NOISES + RUNS
+REFUSED = SAMPLERS + TABLES + DENOISERS + MORE_DENOISERS + NOISES + RUNS
 
 
 @every(REFUSED)
@@ -395,7 +396,8 @@ def test_bad_input_is_refused_by_name_with_what_was_received(call, message):
 def test_every_refusal_of_these_modules_is_in_the_table():
     names = {
         "_table": "ancestral check lcm schedule stack",
-        "_denoise": "clip consistency continuous guidance guidance_embedding inpaint network",
+        "_denoise": "arguments clip consistency continuous guidance guidance_embedding inpaint "
+        "network prediction",
         "_noise": "brownian given keyed slerp",
         "_run": "check loop progress sample state step",
     }

@@ -1,0 +1,127 @@
+"""What the network is handed beside the sample: params, conditions, and those of guidance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdiff_jax._arrays import is_traced
+from kdiff_jax._checks import shown
+
+_ADVICE = {
+    "params": "an Equinox module is split by arrays, rest = eqx.partition(module, eqx.is_array) "
+    "and joined in model_fn by eqx.combine(params, rest); what else is no array belongs into "
+    "model_fn",
+    "cond": "prompts go in as what the text encoder makes of them, tokens or embeddings",
+}
+_ADVICE["uncond"] = _ADVICE["cond"]
+
+
+def check_arguments(denoise: Any, params: Any, cond: Any, batch: int) -> None:
+    """Refuses what a compiled run could only refuse in JAX's words, or could not see at all.
+
+    That is a leaf that is no array, and conditions that do not suit those of guidance, whose
+    values are known here and not in the program.
+    """
+    check_arrays("params", params)
+    check_arrays("cond", cond)
+    while hasattr(denoise, "denoise"):
+        if hasattr(denoise, "uncond"):
+            check_conditions(cond, denoise.uncond, batch if denoise.batched else None)
+            return
+        denoise = denoise.denoise
+
+
+def check_arrays(name: str, tree: Any) -> None:
+    """Refuses a leaf that is neither an array nor a number."""
+    if all(isinstance(leaf, jax.Array) or _is_numeric(leaf) for leaf in jax.tree.leaves(tree)):
+        return
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if not _is_numeric(leaf):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} = {shown(leaf)} is neither an array nor a "
+                f"number; pass a pytree of arrays: {_ADVICE[name]}."
+            )
+
+
+def _is_numeric(leaf: Any) -> bool:
+    if isinstance(leaf, int) and not isinstance(leaf, bool):
+        limits = jnp.iinfo(jnp.result_type(int))
+        return bool(limits.min <= leaf <= limits.max)
+    if isinstance(leaf, (bool, float, complex)):
+        return True
+    kind = getattr(getattr(leaf, "dtype", "none"), "kind", "V")
+    return hasattr(leaf, "__jax_array__") or (hasattr(leaf, "dtype") and kind in "biufcV")
+
+
+def check_conditions(cond: Any, uncond: Any, batch: int | None) -> None:
+    """Refuses conditions that cannot stand beside each other in one network.
+
+    With a batch their leaves stand beside each other in a doubled one, and need its axis.
+    """
+    if cond is None:
+        raise ValueError(
+            "a guided denoiser was called without cond; pass cond=..., or take the denoiser "
+            "without kd.guided."
+        )
+    got, expected = (str(jax.tree.structure(tree)) for tree in (cond, uncond))
+    if got != expected:
+        raise ValueError(
+            f"cond is {got} and uncond {expected}; expected the same pytree, so that both are "
+            "conditions of one network."
+        )
+    for (path, c), u in zip(
+        jax.tree_util.tree_flatten_with_path(cond)[0], jax.tree.leaves(uncond), strict=True
+    ):
+        where, shape = jax.tree_util.keystr(path), np.shape(c)
+        if batch is not None and shape[:1] != (batch,):
+            doubled = shape[:1] == (2 * batch,)
+            advice = (
+                "pass the conditional half; kd.guided doubles it by itself"
+                if doubled
+                else "give it a batch axis, or take batched=False, where each call has it as it is"
+            )
+            raise ValueError(
+                f"cond{where} has shape {shape} and the batch {batch} samples; {advice}."
+            )
+        if _broadcast(np.shape(u), shape) != shape:
+            raise ValueError(
+                f"uncond{where} has shape {np.shape(u)} and cond{where} {shape}; pass one that "
+                "broadcasts to it."
+            )
+        dtype = jnp.result_type(c)
+        if not _survives(u, dtype):
+            raise ValueError(
+                f"uncond{where} = {shown(u)} changes when it is cast to the {dtype} of "
+                f"cond{where}; pass values that it can hold."
+            )
+
+
+def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        return None
+
+
+def _survives(value: Any, dtype: np.dtype) -> bool:
+    """Whether a cast keeps the value of integers, and rounds those of floats at most."""
+    if is_traced(value):
+        return True
+    if isinstance(value, jax.Array):
+        floats = jnp.issubdtype(value.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.floating)
+        other = jnp.issubdtype(value.dtype, jax.dtypes.extended)
+        if floats or other or value.dtype == dtype or not value.is_fully_addressable:
+            return True
+        value = jax.device_get(value)
+    value = np.asarray(value)
+    if value.dtype.kind == "c":
+        return bool(jnp.issubdtype(dtype, jnp.complexfloating))
+    with np.errstate(all="ignore"):
+        cast = value.astype(dtype)
+    if jnp.issubdtype(dtype, jnp.inexact) and value.dtype.kind not in "biu":
+        return bool(np.array_equal(np.isfinite(cast), np.isfinite(value)))
+    return bool(np.array_equal(cast.astype(np.float64), value.astype(np.float64)))
