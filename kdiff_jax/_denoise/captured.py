@@ -72,7 +72,9 @@ def _named_by(function: Any) -> Iterator[tuple[str, Any]]:
         for name in _globals_of(function.__code__):
             if name in function.__globals__:
                 yield name, function.__globals__[name]
-        yield from zip(function.__code__.co_varnames, function.__defaults__ or (), strict=False)
+        code, defaults = function.__code__, function.__defaults__ or ()
+        names = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
+        yield from zip(names, defaults, strict=True)
         yield from (function.__kwdefaults__ or {}).items()
     elif hasattr(function, "__wrapped__"):  # jax.jit, functools.wraps
         yield "the function inside", function.__wrapped__

@@ -274,6 +274,61 @@ def test_rescaling_a_constant_image_changes_nothing_and_has_a_gradient():
     np.testing.assert_allclose(slope[:, 0], 2 * (COND - UNCOND), rtol=1e-6)
 
 
+NO_SIGNAL = {
+    "flow": (kd.dpm2(kd.levels(kd.flow_schedule(), 3)), "flow_prediction", "epsilon"),
+    "lcm": (
+        kd.lcm(kd.lcm_levels(kd.noise_schedule(rescale_zero_terminal_snr=True), 3)),
+        "v_prediction",
+        "epsilon",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_SIGNAL)
+def test_rescaling_epsilon_changes_nothing_where_there_is_no_signal(name):
+    """x is sigma epsilon there, whatever the network says, so no contrast of epsilon is another."""
+    schedule, prediction_type, rescale_of = NO_SIGNAL[name]
+    row, x = schedule[0], jax.random.normal(jax.random.key(1), (4, 8))
+    assert row.alpha == 0
+    denoise = kd.denoiser(contrast_model, prediction_type)
+
+    def predict(scale, **options):
+        guided = kd.guided(denoise, scale, UNCOND, **options)
+        return guided(MIXING, x, row, COND)
+
+    plain = predict(3.0)
+    rescaled = predict(3.0, rescale=0.7, rescale_of=rescale_of)
+    for got, expected in zip(jax.tree.leaves(rescaled), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+    def loss(numbers):
+        guided = kd.guided(denoise, numbers[0], UNCOND, rescale=numbers[1], rescale_of=rescale_of)
+        prediction = guided(MIXING, x, row, COND)
+        return jnp.sum(prediction.denoised**2 + prediction.epsilon**2)
+
+    value, slope = jax.jit(jax.value_and_grad(loss))(jnp.array([3.0, 0.7]))
+    assert np.all(np.isfinite([value, *slope]))
+
+
+@pytest.mark.parametrize("name", ["dpm2", "lcm"])
+def test_second_derivatives_through_a_rescaled_constant_image_are_finite(name):
+    """Its contrast is rounding, whose variance to the power of -3 is beyond float32."""
+
+    def constant_model(params, x, timestep, cond):
+        return params * x * cond[:, None]
+
+    row = SAMPLERS[name](2)[1]
+
+    def loss(numbers, image):
+        guided = kd.guided(kd.denoiser(constant_model), numbers[0], 0.5, rescale=numbers[1])
+        return jnp.mean(guided(np.float32(0.1), image, row, COND).denoised ** 2)
+
+    hessian = jax.jit(jax.hessian(loss))
+    for contrast in (0, 1e-7, 1e-6, 1e-3):
+        image = 1.1 + contrast * jax.random.normal(jax.random.key(0), (4, 8))
+        assert np.all(np.isfinite(hessian(jnp.array([3.0, 0.7]), image)))
+
+
 # --- all of it together ----------------------------------------------------------------------
 
 

@@ -230,3 +230,21 @@ def test_refuses_a_mask_of_pixels_without_channels():
     denoise = kd.inpainted(exact_denoise, 0.0, np.ones((3, 6, 6)))
     with pytest.raises(ValueError, match=r"mask has shape \(3, 6, 6\).*\[B, H, W, 1\]"):
         denoise(None, x, schedule[0])
+
+
+@both_ways
+def test_what_is_painted_over_may_be_anything_and_changes_no_bit(renoised):
+    schedule, x, known, eps = case("dpm2")
+    noise = eps[::-1] if renoised else None
+    plain = kd.inpainted(exact_denoise, known, MASK, noise)
+    wild = jnp.where(MASK[None] == 1, np.nan, known)
+    wild_noise = jnp.where(MASK[None] == 1, np.inf, noise) if renoised else None
+    other = kd.inpainted(exact_denoise, wild, MASK, wild_noise)
+    expected, got = (kd.sample(denoise, None, schedule, x) for denoise in (plain, other))
+    np.testing.assert_array_equal(got, expected)
+
+    def total(mask):
+        denoise = kd.inpainted(exact_denoise, wild, mask, wild_noise)
+        return sum(jnp.sum(half) for half in jax.tree.leaves(denoise(None, x, schedule[1])))
+
+    assert np.all(np.isfinite(jax.grad(total)(jnp.asarray(MASK, jnp.float32))))
