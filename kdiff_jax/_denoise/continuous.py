@@ -91,7 +91,8 @@ def continuous(denoise: Denoise, c_noise: TimeName | TimeFn = "sigma") -> Contin
       A denoiser. Wrappers around it see the row's own timestep.
 
     Raises:
-      ValueError: an unknown name, or something that is neither a name nor a function.
+      ValueError: an unknown name, or something that is neither a name nor a function; when it is
+        called, a function that returns no number a level.
 
     Example:
       >>> import jax, jax.numpy as jnp, kdiff_jax as kd

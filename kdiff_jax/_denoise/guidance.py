@@ -248,7 +248,7 @@ def guided(
         what the network predicts, as the paper does.
       batched: True makes one call with a batch of twice the size, each sample followed by its
         unconditional twin, so that both are on one device of a sharded batch.
-        False makes two calls, in half the memory, of which the second is left out in rows outside
+        Each leaf of cond then needs the batch axis. False makes two calls, in half the memory, of which the second is left out in rows outside
         the interval, if all samples have one row and one interval; values one a sample may then be
         inside the guidance too.
 
@@ -258,8 +258,9 @@ def guided(
     Raises:
       ValueError: a scale that is not finite, or of another rank; an interval without room; a
         rescale outside [0, 1], a rescale_of that is unknown, or missing for a denoiser whose
-        prediction type is not known; when it is traced, a missing cond or one of another
-        structure than uncond.
+        prediction type is not known. When it is called: a missing cond, or one of another
+        structure than uncond; with batched=True a leaf of cond whose first axis is not B; an
+        uncond that the cast to the dtype of cond changes, as 0.5 for labels (rounding is none).
 
     Example:
       >>> import jax.numpy as jnp, kdiff_jax as kd

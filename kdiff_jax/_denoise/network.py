@@ -209,8 +209,12 @@ def denoiser(
       its Prediction are [B, ...] float32 (float64 where x is).
 
     Raises:
-      ValueError: a model_fn that is not callable, an unknown prediction type, a dtype that is no
-        floating one; when it is traced, a network that returns another shape.
+      ValueError: a model_fn that is not callable or has no hash, an unknown prediction type, a
+        dtype that is no floating one. When it is called: a row that is no Row, a sample that is no
+        array of floats, a leaf of params or cond that is neither an array nor a number; a network
+        that returns something else than an array of floats of the sample's shape, or writes into
+        its params: a module of flax NNX in train mode.
+      UserWarning: model_fn captures arrays, or objects that hold them, of more than 1 MB.
 
     Example:
       >>> import jax.numpy as jnp, kdiff_jax as kd
