@@ -74,7 +74,8 @@ class DiffusersSampler:
           original_inference_steps: LCM only, in place of the config's.
           strength: LCM only, in (0, 1]; for DPM2 take `levels(N).start_at(step)`.
           sigmas: flow matching only, levels in place of N, which the shift still moves, as
-            set_timesteps does: Flux and Stable Diffusion 3 pass `1 - i / N`.
+            set_timesteps does. The pipelines of Flux, LTX and Qwen-Image pass
+            `np.linspace(1, 1 / N, N)`; that of Stable Diffusion 3 passes none.
           mu, image_seq_len: of a dynamic shift exactly one of them, otherwise none: the shift's
             logarithm (the shift itself where time_shift_type is "linear"), or the tokens of an
             image, from which mu follows. mu may be traced.
