@@ -10,7 +10,8 @@ Honoured, where the target sampler has them (missing ones take the target's defa
                  dynamic_thresholding_ratio, sample_max_value, timestep_scaling;
                  set_alpha_to_one, steps_offset and timestep_spacing are kept and written back,
                  and have no effect in LCM, here as in diffusers.
-DPM2 of diffusers has no rescale_betas_zero_snr: here it is honoured as its Euler scheduler does, by
+maxdiffusion's name of the last one, rescale_zero_terminal_snr, is read too, and its class names,
+which begin with Flax. DPM2 of diffusers has no rescale_betas_zero_snr: here it is honoured as its Euler scheduler does, by
 a last sigma of 4096, and written back where it is true. An epsilon network is refused with it.
 
 A flow-matching config (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler,
@@ -24,6 +25,8 @@ network's output: interpolation_type other than "linear", timestep_type "continu
 final_sigmas_type other than "zero", a sigma_min or sigma_max that is not null, use_flow_sigmas,
 use_lu_lambdas, snr_shift_scale, an unsupported beta_schedule or prediction_type; and the other
 classes without a beta schedule: EDM and the like.
+
+A key that is read has the type that JSON gives it: "false" is no truth value, 1e9 no count.
 
 Ignored: every other key, which belongs to another solver (clip_sample, thresholding and
 variance_type for DPM2, algorithm_type, solver_order, skip_prk_steps, ...). As an override of

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 import kdiff_jax as kd
-from kdiff_jax._checks import check_choice, check_int, check_number, check_vector
+from kdiff_jax._checks import check_choice, check_number
 from kdiff_jax.adapters.diffusers.keys import Config, grid_of
 
 
@@ -59,13 +59,14 @@ def flow_levels(
             raise ValueError("num_inference_steps is missing; give it, or sigmas=[...].")
         levels = kd.levels(flow, num_inference_steps)
     else:
-        sigmas = check_vector("sigmas", sigmas)
-        if num_inference_steps not in (None, len(sigmas)):
+        # Without the closing 0 that they may end in; beyond 1 the shift would not refuse them.
+        given = flow.given_sigmas(sigmas)[0]
+        if num_inference_steps not in (None, len(given)):
             raise ValueError(
-                f"num_inference_steps = {num_inference_steps} and sigmas holds {len(sigmas)} "
+                f"num_inference_steps = {num_inference_steps} and sigmas holds {len(given)} "
                 "levels; leave one out, or make them agree."
             )
-        levels = kd.levels(flow, sigmas=flow.shifted(sigmas))
+        levels = kd.levels(flow, sigmas=flow.shifted(given))
     grid = grid_of(config)
     if grid is None:
         return levels
@@ -78,7 +79,5 @@ def check_flow_config(config: Config) -> None:
     """The values of a flow-matching config, checked when it is read."""
     check_choice("time_shift_type", config["time_shift_type"], ("exponential", "linear"))
     check_number("shift", config["shift"], above=0)
-    for key in ("base_image_seq_len", "max_image_seq_len"):
-        check_int(key, config[key], 1)
     mu = 1.0 if config["use_dynamic_shifting"] else None
     flow_levels(config, 2, None, mu, None)

@@ -142,6 +142,7 @@ NO_BETA_SCHEDULE = {
     "FlowMatch": "flow matching",
     "FlowMap": "a flow map",
     "LTXEulerAncestralRF": "rectified flow",
+    "RectifiedFlow": "rectified flow",
     "Helios": "flow matching",
     "Piflow": "flow matching",
     "MiniMaxH3": "flow matching",

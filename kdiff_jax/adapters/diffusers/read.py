@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from kdiff_jax._checks import check_choice, check_int
+from kdiff_jax._checks import check_choice, shown
 from kdiff_jax._levels.spacing import SPACINGS
 from kdiff_jax.adapters.diffusers.flow import check_flow_config
 from kdiff_jax.adapters.diffusers.keys import (
@@ -27,6 +26,16 @@ from kdiff_jax.adapters.diffusers.keys import (
     SamplerName,
 )
 from kdiff_jax.adapters.diffusers.sampler import DiffusersSampler
+from kdiff_jax.adapters.diffusers.values import (
+    ZERO_SNR_KEY,
+    canonical,
+    check_required,
+    options,
+    value_of,
+)
+
+# A scheduler config has a kilobyte; with a million trained_betas, 25 megabytes.
+LARGEST_FILE = 2**26
 
 
 def from_config(
@@ -67,13 +76,14 @@ def from_config(
     """
     if not isinstance(config, Mapping):
         config = _read_file(config)
+    config, overrides = canonical(config), canonical(overrides)
     flow, name = _is_flow(config), _sampler_name(config, sampler)
     ours = {} if flow else METHODS[name].ours
     keys = FLOW_KEYS if flow else {**METHODS[name].keys, **ours}
     required = FLOW_REQUIRED if flow else REQUIRED
     _check_overrides(name, overrides, [*keys, *required])
     config = {**config, **overrides}
-    _check_required(config, required)
+    check_required(config, required)
     values = _values_of(config, keys)
     for key, default in ours.items():
         if values[key] == default:
@@ -92,19 +102,37 @@ def _read_file(path: str | os.PathLike[str]) -> Config:
             f"config is a {type(path).__name__}; pass a dict, a file or a checkpoint folder."
         ) from None
     places = [root, root / "scheduler_config.json", root / "scheduler" / "scheduler_config.json"]
-    file = next((place for place in places if place.is_file()), None)
+    try:
+        file = next((place for place in places if place.is_file()), None)
+    except OSError:  # a name that is too long, as a config written out is
+        file = None
     if file is None:
         raise ValueError(
-            f"no scheduler config at {root}; expected a JSON file, or a folder with "
+            f"config: no scheduler config at {_cut(root)}; expected a JSON file, or a folder with "
             "scheduler_config.json or scheduler/scheduler_config.json."
         )
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}); expected a scheduler config.") from None
+        with file.open("rb") as stream:
+            text = stream.read(LARGEST_FILE + 1)
+        if len(text) > LARGEST_FILE:
+            raise ValueError(f"it is larger than {LARGEST_FILE} bytes")
+        config = json.loads(text)
+    except OSError as error:
+        raise ValueError(f"config: {file} cannot be read ({error}); pass another file.") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"config: {file} is no JSON ({_cut(error)}); expected a scheduler config."
+        ) from None
     if not isinstance(config, dict):
-        raise ValueError(f"{file} holds a {type(config).__name__}; expected one JSON object.")
+        raise ValueError(
+            f"config: {file} holds a {type(config).__name__}; expected one JSON object."
+        )
     return config
+
+
+def _cut(text: object) -> str:
+    """What may be of any length, in a message."""
+    return str(text)[:200]
 
 
 def _is_flow(config: Config) -> bool:
@@ -127,12 +155,12 @@ def _sampler_name(config: Config, sampler: SamplerName | None) -> SamplerName:
             if class_name == method.class_name:
                 return name
         raise ValueError(
-            f"_class_name = {class_name!r} does not name a sampler of this library; pass sampler="
-            f"{_options(METHODS)} to sample this checkpoint with it."
+            f"_class_name = {shown(class_name)} does not name a sampler of this library; pass "
+            f"sampler={options(METHODS)} to sample this checkpoint with it."
         )
     if class_name is not None and not str(class_name).endswith("Scheduler"):
         raise ValueError(
-            f"_class_name = {class_name!r} is no scheduler; expected a scheduler_config.json, "
+            f"_class_name = {shown(class_name)} is no scheduler; expected a scheduler_config.json, "
             "which lies in a checkpoint's folder scheduler/."
         )
     return sampler
@@ -142,8 +170,8 @@ def _check_beta_schedule(class_name: str) -> None:
     for prefix, what in NO_BETA_SCHEDULE.items():
         if class_name.startswith(prefix):
             raise ValueError(
-                f"_class_name = {class_name!r} is {what}, which has no beta schedule; it is not "
-                "supported. Expected a variance-preserving scheduler (DDIM, DDPM, PNDM, Euler, "
+                f"_class_name = {shown(class_name)} is {what}, which has no beta schedule; it is "
+                "not supported; expected a variance-preserving scheduler (DDIM, DDPM, PNDM, Euler, "
                 "DPMSolver, KDPM2, LCM, ...)."
             )
 
@@ -157,23 +185,10 @@ def _check_overrides(name: SamplerName, overrides: Config, known: Iterable[str])
         )
 
 
-def _check_required(config: Config, required: Mapping[str, tuple[object, ...]]) -> None:
-    """Refuses keys whose value changes what is sampled and is not supported."""
-    for key, allowed in required.items():
-        if config.get(key) not in allowed:
-            raise ValueError(
-                f"{key} = {config[key]!r} in the config of {config.get('_class_name')} changes the "
-                f"noise levels or timesteps and is not supported; expected {_options(allowed)}."
-            )
-
-
 def _values_of(config: Config, defaults: Config) -> dict[str, Any]:
-    """Every key of the defaults with its value, plain; truth values and the grids are checked."""
-    values = {key: _plain(key, config.get(key, default)) for key, default in defaults.items()}
-    for key, default in defaults.items():
-        if isinstance(default, bool) and not isinstance(values[key], bool):
-            raise ValueError(f"{key} = {values[key]!r} is no truth value; expected true or false.")
-    if values.get("rescale_betas_zero_snr") and values["prediction_type"] == "epsilon":
+    """Every key of the defaults with its value, plain and of its type; one grid at most."""
+    values = {key: value_of(key, config.get(key, was), was) for key, was in defaults.items()}
+    if values.get(ZERO_SNR_KEY) and values["prediction_type"] == "epsilon":
         raise ValueError(
             "prediction_type='epsilon' with rescale_betas_zero_snr=true divides by zero at the "
             "last training timestep, where no signal is left; expected v_prediction or sample."
@@ -182,18 +197,6 @@ def _values_of(config: Config, defaults: Config) -> dict[str, Any]:
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} are both true, and each makes a grid; keep one.")
     return values
-
-
-def _plain(key: str, value: Any) -> Any:
-    """NumPy and tuples as the plain values that JSON gives back, so that a config round-trips."""
-    if key == "trained_betas" and value is not None:
-        return np.asarray(value, np.float64).tolist()
-    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
-
-
-def _options(values: Iterable[object]) -> str:
-    """`'a' or 'b'`, for a message."""
-    return " or ".join(repr(value) for value in values)
 
 
 def _check_whole(sampler: DiffusersSampler) -> None:
@@ -205,7 +208,6 @@ def _check_whole(sampler: DiffusersSampler) -> None:
         "prediction_type", config["prediction_type"], ("epsilon", "v_prediction", "sample")
     )
     check_choice("timestep_spacing", config["timestep_spacing"], SPACINGS)
-    check_int("steps_offset", config["steps_offset"], 0)
     sampler.denoiser(_no_network)
     last = sampler.noise.num_train_timesteps - 1
     if METHODS[sampler.name].distilled:

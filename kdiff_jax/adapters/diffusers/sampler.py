@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 import kdiff_jax as kd
+from kdiff_jax._checks import check_int
 from kdiff_jax._denoise.prediction import Denoise
 from kdiff_jax.adapters.diffusers.flow import flow_levels, flow_of
 from kdiff_jax.adapters.diffusers.keys import METHODS, SAMPLER_KEY, Config, SamplerName, grid_of
@@ -102,11 +103,23 @@ class DiffusersSampler:
             "original_inference_steps": original_inference_steps,
             "strength": strength,
         }
+        steps = {
+            "num_inference_steps": num_inference_steps,
+            "original_inference_steps": original_inference_steps,
+        }
+        for key, value in steps.items():
+            if value is not None:
+                check_int(key, value, 1)
         noise = self.noise
         if isinstance(noise, kd.FlowSchedule):
             _refuse(of_lcm, "a flow-matching sampler", "Take sigmas=..., or levels(...).start_at.")
             return flow_levels(self.config, num_inference_steps, sigmas, mu, image_seq_len)
         _refuse(of_flow, "a sampler with a beta schedule", "Flow matching takes them.")
+        if num_inference_steps is None and timesteps is None:
+            raise ValueError(
+                "num_inference_steps = None and timesteps = None; give num_inference_steps, or "
+                "timesteps where the sampler is lcm."
+            )
         if METHODS[self.name].distilled:
             if original_inference_steps is None:
                 original_inference_steps = self.config["original_inference_steps"]
