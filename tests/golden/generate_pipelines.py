@@ -23,7 +23,10 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).resolve().parent
-DYNAMIC = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}
+DYNAMIC: dict[str, Any] = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "use_dynamic_shifting": True,
+}
 FLUX_DEV = DYNAMIC | {"shift": 3.0, "base_shift": 0.5, "max_shift": 1.15}
 FLUX_DEV |= {"base_image_seq_len": 256, "max_image_seq_len": 4096}
 SCHNELL = FLUX_DEV | {"shift": 1.0, "use_dynamic_shifting": False}
@@ -31,10 +34,13 @@ LTX = DYNAMIC | {"shift": 1.0, "base_shift": 0.95, "max_shift": 2.05, "shift_ter
 LTX |= {"base_image_seq_len": 1024, "max_image_seq_len": 4096}
 QWEN = DYNAMIC | {"shift": 1.0, "base_shift": 0.5, "max_shift": 0.9, "shift_terminal": 0.02}
 QWEN |= {"base_image_seq_len": 256, "max_image_seq_len": 8192}
-SD3 = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
-WAN = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction"}
+SD3: dict[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+WAN: dict[str, Any] = {
+    "_class_name": "UniPCMultistepScheduler",
+    "prediction_type": "flow_prediction",
+}
 WAN |= {"use_flow_sigmas": True, "flow_shift": 3.0}
-CASES = [
+CASES: list[tuple[str, dict[str, Any], int, int]] = [
     (pipeline, config, steps, tokens)
     for pipeline, config, counts, sizes in [
         ("FluxPipeline", FLUX_DEV, (4, 28, 50), (1024, 4096)),

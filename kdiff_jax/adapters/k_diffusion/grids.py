@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 import kdiff_jax as kd
 from kdiff_jax._arrays import Array, common_namespace, is_traced, per_sample
-from kdiff_jax._checks import check_int, check_number
+from kdiff_jax._checks import check_int, check_number, check_vector, shown
 from kdiff_jax._levels.split import variance_shares
+from kdiff_jax.adapters.k_diffusion.checks import check_level, check_numbers, check_sample
 
 
 def append_zero(sigmas: ArrayLike | Sequence[float]) -> Array:
@@ -23,6 +24,9 @@ def append_zero(sigmas: ArrayLike | Sequence[float]) -> Array:
     Returns:
       [n + 1], float64 NumPy for values, traced for traced ones.
 
+    Raises:
+      ValueError: levels that are no one-dimensional list of finite numbers.
+
     Example:
       >>> from kdiff_jax.adapters import k_diffusion as K
       >>> K.append_zero([3.0, 1.0]).tolist()
@@ -30,7 +34,12 @@ def append_zero(sigmas: ArrayLike | Sequence[float]) -> Array:
 
     Source: `append_zero` of k-diffusion.
     """
-    xp, levels = common_namespace(sigmas)
+    if is_traced(sigmas):
+        xp, levels = common_namespace(sigmas)
+        if levels.ndim != 1:
+            raise ValueError(f"sigmas has shape {levels.shape}; pass one-dimensional levels, [n].")
+    else:
+        xp, levels = np, check_vector("sigmas", sigmas)
     return xp.concatenate([levels, xp.zeros(1, levels.dtype)])
 
 
@@ -134,6 +143,10 @@ def get_ancestral_step(
     Returns:
       sigma_down and sigma_up, float64 NumPy for values, traced for traced ones.
 
+    Raises:
+      ValueError: sigma_from that is not positive or below sigma_to, a negative sigma_to or eta,
+        shapes that do not fit.
+
     Example:
       >>> from kdiff_jax.adapters import k_diffusion as K
       >>> down, up = K.get_ancestral_step(2.0, 1.0)
@@ -142,7 +155,20 @@ def get_ancestral_step(
 
     Source: `get_ancestral_step` of k-diffusion.
     """
-    xp, high, low, eta = common_namespace(sigma_from, sigma_to, eta)
+    high = check_numbers("sigma_from", sigma_from, above=0)
+    low = check_numbers("sigma_to", sigma_to, at_least=0)
+    eta = check_numbers("eta", eta, at_least=0)
+    shapes = {"sigma_from": high.shape, "sigma_to": low.shape, "eta": eta.shape}
+    try:
+        np.broadcast_shapes(*shapes.values())
+    except ValueError:
+        raise ValueError(f"the shapes {shapes} do not fit; pass numbers, or one shape.") from None
+    if not is_traced(high, low) and np.any(low > high):
+        raise ValueError(
+            f"sigma_to = {shown(sigma_to)} is above sigma_from = {shown(sigma_from)}; a step runs "
+            "down: swap them."
+        )
+    xp, high, low, eta = common_namespace(high, low, eta)
     share, inside = variance_shares(high, low, eta)
 
     def root(value: Array) -> Array:
@@ -161,6 +187,9 @@ def to_d(x: ArrayLike, sigma: ArrayLike, denoised: ArrayLike) -> jax.Array:
     Returns:
       [B, ...].
 
+    Raises:
+      ValueError: shapes that do not fit, dtypes that are not floating, sigma that is not positive.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from kdiff_jax.adapters import k_diffusion as K
@@ -169,8 +198,12 @@ def to_d(x: ArrayLike, sigma: ArrayLike, denoised: ArrayLike) -> jax.Array:
 
     Source: `to_d` of k-diffusion.
     """
-    x = jnp.asarray(x)
-    return (x - jnp.asarray(denoised)) / per_sample(sigma, x)
+    x, denoised = check_sample("x", x), check_sample("denoised", denoised)
+    if x.shape != denoised.shape:
+        raise ValueError(
+            f"x {x.shape} and denoised {denoised.shape} differ; expected [B, ...] both."
+        )
+    return (x - denoised) / per_sample(check_level("sigma", sigma, x), x)
 
 
 def _check(n: int, sigma_min: ArrayLike, sigma_max: ArrayLike) -> tuple[int, ArrayLike, ArrayLike]:

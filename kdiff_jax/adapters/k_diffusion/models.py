@@ -13,8 +13,14 @@ from jax.typing import ArrayLike
 
 import kdiff_jax as kd
 from kdiff_jax._arrays import Array, common_namespace
-from kdiff_jax._checks import check_int, check_vector
+from kdiff_jax._checks import check_flag, check_int, check_vector, shown
 from kdiff_jax._denoise.prediction import Denoise, as_pytree
+from kdiff_jax.adapters.k_diffusion.checks import (
+    check_callable,
+    check_level,
+    check_numbers,
+    check_sample,
+)
 from kdiff_jax.adapters.k_diffusion.grids import to_d
 
 # model(x, sigma, **extra_args) -> denoised
@@ -63,13 +69,18 @@ class DiscreteDenoiser:
 
     def __call__(self, x: ArrayLike, sigma: ArrayLike, **extra_args: Any) -> jax.Array:
         """`model(x, sigma, **extra_args) -> denoised`; sigma is a number or [B]."""
-        x = jnp.asarray(x)
+        x = check_sample("x", x)
+        if x.ndim < 1:
+            raise ValueError("x is a number; expected a sample [B, ...].")
+        sigma = check_level("sigma", sigma, x)
+        timestep = jnp.asarray(self.noise.timestep_at(sigma), jnp.float32)
+        timestep = jnp.broadcast_to(timestep, x.shape[:1])
         sigma = jnp.broadcast_to(jnp.asarray(sigma, float), x.shape[:1])
         zero = jnp.zeros_like(sigma)
         row = kd.Row(
             index=zero,
             step=zero,
-            timestep=jnp.asarray(self.noise.timestep_at(sigma), jnp.float32),
+            timestep=timestep,
             sigma=sigma,
             sigma_left=sigma,
             sigma_reached=zero,
@@ -95,12 +106,14 @@ class DiscreteDenoiser:
 
     def sigma_to_t(self, sigma: ArrayLike, quantize: bool | None = None) -> Array:
         """The timestep of a noise level, linear in log sigma; whole where it is quantized."""
-        timestep = self.noise.timestep_at(sigma)
-        return timestep.round() if (self.quantize if quantize is None else quantize) else timestep
+        timestep = self.noise.timestep_at(check_numbers("sigma", sigma, above=0))
+        whole = self.quantize if quantize is None else check_flag("quantize", quantize)
+        return timestep.round() if whole else timestep
 
     def t_to_sigma(self, t: ArrayLike) -> Array:
         """The noise level of a fractional timestep in [0, T - 1], linear in log sigma."""
         count = len(self.noise.sigmas)
+        t = check_numbers("t", t, at_least=0, at_most=count - 1)
         xp, time, grid, log_sigmas = common_namespace(
             t, np.arange(count), np.log(self.noise.sigmas)
         )
@@ -120,17 +133,17 @@ def _discrete(
     alphas_cumprod: ArrayLike | Sequence[float],
     quantize: bool,
 ) -> DiscreteDenoiser:
+    quantize = check_flag("quantize", quantize)
     abar = check_vector("alphas_cumprod", alphas_cumprod)
     if abar.min() <= 0 or abar.max() >= 1 or np.any(np.diff(abar) >= 0):
         raise ValueError(
             f"alphas_cumprod runs from {abar[0]} to {abar[-1]}; expected [T] numbers in (0, 1) "
             "that fall from one to the next: the share of the variance that is signal."
         )
-    if not callable(model):
-        raise ValueError(f"model = {model!r} is not callable; pass model(x, timestep, **kwargs).")
+    check_callable("model", model, "model(x, timestep, **extra_args)")
     noise = kd.NoiseSchedule(abar, np.sqrt((1 - abar) / abar))
     denoise = kd.denoiser(_WithKeywords(model), prediction_type)
-    return DiscreteDenoiser(_Quantized(denoise) if quantize else denoise, noise, bool(quantize))
+    return DiscreteDenoiser(_Quantized(denoise) if quantize else denoise, noise, quantize)
 
 
 def DiscreteEpsDDPMDenoiser(
@@ -229,7 +242,7 @@ def CompVisDenoiser(model: CompVisModel, quantize: bool = False) -> DiscreteDeno
 
     Source: `CompVisDenoiser` of k-diffusion.
     """
-    return DiscreteEpsDDPMDenoiser(model.apply_model, model.alphas_cumprod, quantize)
+    return _discrete("epsilon", *_parts_of(model), quantize)
 
 
 def CompVisVDenoiser(model: CompVisModel, quantize: bool = False) -> DiscreteDenoiser:
@@ -247,7 +260,18 @@ def CompVisVDenoiser(model: CompVisModel, quantize: bool = False) -> DiscreteDen
 
     Source: `CompVisVDenoiser` of k-diffusion.
     """
-    return DiscreteVDDPMDenoiser(model.apply_model, model.alphas_cumprod, quantize)
+    return _discrete("v_prediction", *_parts_of(model), quantize)
+
+
+def _parts_of(model: CompVisModel) -> tuple[Network, ArrayLike]:
+    missing = [name for name in ("apply_model", "alphas_cumprod") if not hasattr(model, name)]
+    if missing:
+        raise ValueError(
+            f"model = {shown(model)} has no {' and no '.join(missing)}; pass a network as the "
+            "checkpoints of CompVis have it, or take Discrete(Eps, V)DDPMDenoiser."
+        )
+    network = "apply_model(x, timestep, **extra_args)"
+    return check_callable("apply_model", model.apply_model, network), model.alphas_cumprod
 
 
 @jax.tree_util.register_dataclass
@@ -259,7 +283,13 @@ class _PlainModel:
 
     def __call__(self, params: Any, x: jax.Array, row: kd.Row, cond: Any = None) -> kd.Prediction:
         sigma = jnp.broadcast_to(row.sigma.astype(x.dtype), x.shape[:1])
-        denoised = jnp.asarray(self.model(x, sigma, **params))
+        denoised = self.model(x, sigma, **params)
+        if not isinstance(denoised, (jax.Array, np.ndarray)):
+            raise ValueError(
+                f"model returned {shown(denoised)}, which is no array; return denoised, of the "
+                f"sample's shape {x.shape}."
+            )
+        denoised = check_sample("what model returned", denoised)
         if denoised.shape != x.shape:
             raise ValueError(
                 f"model returned shape {denoised.shape} for a sample of shape {x.shape}; "

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 import kdiff_jax as kd
 from kdiff_jax._arrays import is_traced
 from kdiff_jax._checks import check_vector
+from kdiff_jax.adapters.k_diffusion.checks import check_extra_args, check_sample
 from kdiff_jax.adapters.k_diffusion.models import (
     Callback,
     DiscreteDenoiser,
@@ -47,15 +48,16 @@ def drawn(
 ) -> list[jax.Array] | None:
     """The noise that the noise_sampler gives for the first steps; None where there is a key."""
     if (noise_sampler is None) == (key is None):
-        came = "neither key nor noise_sampler" if key is None else "both key and noise_sampler"
+        given = "neither key nor noise_sampler" if key is None else "both key and noise_sampler"
         raise ValueError(
-            f"this run draws noise and was given {came}; pass key=jax.random.key(seed), or "
+            f"this run draws noise and was given {given}; pass key=jax.random.key(seed), or "
             "noise_sampler(sigma, sigma_next)."
         )
     if noise_sampler is None:
         return None
     # Called from here and not in the loop, where a sampler with a state would be called once.
-    draws = [jnp.asarray(noise_sampler(sigmas[i], sigmas[i + 1]), float) for i in range(count)]
+    came = [noise_sampler(sigmas[i], sigmas[i + 1]) for i in range(count)]
+    draws = [check_sample("what noise_sampler returned", z).astype(float) for z in came]
     for z in draws:
         if z.shape != jnp.shape(x):
             raise ValueError(
@@ -76,13 +78,7 @@ def run(
     noise: list[jax.Array] | None = None,
 ) -> jax.Array:
     """The sample after the last row, and a callback that has seen all of them."""
-    extra_args = {} if extra_args is None else extra_args
-    for leaf in jax.tree.leaves(extra_args):
-        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, int, float)):
-            raise ValueError(
-                f"extra_args hold {leaf!r}, which is no array; a compiled program takes arrays and "
-                "numbers. Bind anything else to the model, once: functools.partial(model, ...)."
-            )
+    extra_args = check_extra_args(extra_args)
     noise_fn = None
     if noise is not None:
         # A run whose one step ends at 0 reads none.

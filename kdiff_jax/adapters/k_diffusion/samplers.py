@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 import kdiff_jax as kd
 from kdiff_jax._arrays import common_namespace, is_traced
 from kdiff_jax._table.lcm import noise_factors
+from kdiff_jax.adapters.k_diffusion.checks import check_plain_arguments, check_sample
 from kdiff_jax.adapters.k_diffusion.models import Callback, Model
 from kdiff_jax.adapters.k_diffusion.run import NoiseSampler, Sigmas, drawn, levels_of, run
 
@@ -72,12 +73,13 @@ def sample_dpm_2(
 
     Source: `sample_dpm_2` of k-diffusion.
     """
-    levels = levels_of(model, sigmas)
+    check_plain_arguments(model, callback, disable, noise_sampler)
+    x, levels = check_sample("x", x), levels_of(model, sigmas)
     churned = levels.churned(s_churn, s_tmin, s_tmax, s_noise)
     if not (is_traced(s_churn) or np.ndim(s_churn) or s_churn != 0):
         return run(model, x, kd.dpm2(levels), extra_args, callback, disable)
     schedule = kd.dpm2(churned)
-    x = kd.init(schedule, jnp.asarray(x)).sample
+    x = kd.init(schedule, x).sample
     noise = drawn(noise_sampler, key, sigmas, levels.num_steps, x)
     if noise is not None:
         z, noise = noise[0], [*noise[1:], noise[0]]
@@ -130,7 +132,8 @@ def sample_dpm_2_ancestral(
 
     Source: `sample_dpm_2_ancestral` of k-diffusion.
     """
-    levels = levels_of(model, sigmas)
+    check_plain_arguments(model, callback, disable, noise_sampler)
+    x, levels = check_sample("x", x), levels_of(model, sigmas)
     schedule = kd.dpm2_ancestral(levels, eta, s_noise)
     noise = drawn(noise_sampler, key, sigmas, len(levels.inner[0]), x)
     return run(model, x, schedule, extra_args, callback, disable, key, noise)
@@ -176,7 +179,8 @@ def sample_lcm(
 
     Source: `sample_lcm` of ComfyUI, a sampler of k-diffusion's form that k-diffusion has not.
     """
-    levels = levels_of(model, sigmas)
+    check_plain_arguments(model, callback, disable, noise_sampler)
+    x, levels = check_sample("x", x), levels_of(model, sigmas)
     factors = noise_factors(s_noise, s_noise_end, levels.num_steps)
     _, reached, factors = common_namespace(levels.sigmas[1:], factors)
     # Euler's table with noise in place of epsilon: the estimate of x0, and up to the next level.
