@@ -11,8 +11,9 @@ Honoured, where the target sampler has them (missing ones take the target's defa
                  set_alpha_to_one, steps_offset and timestep_spacing are kept and written back,
                  and have no effect in LCM, here as in diffusers.
 maxdiffusion's name of the last one, rescale_zero_terminal_snr, is read too, and its class names,
-which begin with Flax. DPM2 of diffusers has no rescale_betas_zero_snr: here it is honoured as its Euler scheduler does, by
-a last sigma of 4096, and written back where it is true. An epsilon network is refused with it.
+which begin with Flax. DPM2 of diffusers has no rescale_betas_zero_snr: here it is honoured as its
+Euler scheduler does, by a last sigma of 4096, and written back where it is true. An epsilon network
+is refused with it.
 
 A flow-matching config (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler,
 FlowMatchLCMScheduler) has keys of its own, honoured for every sampler: num_train_timesteps, shift,

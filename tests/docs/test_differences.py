@@ -1,0 +1,45 @@
+"""What docs/differences.md says of ComfyUI in numbers: computed as its code computes it."""
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import grid_truth
+import numpy as np
+
+import kdiff_jax as kd
+
+PAGE = (Path(__file__).parents[2] / "docs" / "differences.md").read_text(encoding="utf-8")
+NOISE = kd.noise_schedule("scaled_linear")
+
+
+def test_int_of_steps_over_denoise_loses_a_step_in_62_of_10_000_pairs() -> None:
+    lost = 0
+    for steps in range(1, 101):
+        for percent in range(1, 101):
+            exact = math.floor(Fraction(100 * steps, percent))
+            if int(steps / (percent / 100)) == exact:  # KSampler.set_steps
+                continue
+            lost += 1
+            levels = kd.levels(NOISE, steps, strength=percent / 100)
+            assert (levels.num_steps, levels.first_step) == (steps, exact - steps)
+    assert f"in {lost} of 10,000 pairs" in PAGE
+
+
+def test_zero_terminal_snr_begins_at_4518_8_there_and_at_4096_here() -> None:
+    theirs = 4.8973451890853435e-08  # rescale_zero_terminal_snr_sigmas
+    assert f"sigma {math.sqrt((1 - theirs) / theirs):.1f} |" in PAGE
+    ours = kd.levels(kd.noise_schedule(rescale_zero_terminal_snr=True), 4).sigmas[0]
+    assert f"| {ours:.0f}, as diffusers' Euler" in PAGE
+
+
+def test_a_run_of_one_step_starts_at_the_highest_level() -> None:
+    table = [14.6146412293, 6.4745760956, 0.0291671582]
+    # Its node cuts the table at N + 1 places, and puts 0 for the last.
+    assert grid_truth.align_your_steps(2, table)[0] == table[0]
+    np.testing.assert_allclose(kd.align_your_steps_sigmas(1, table), table[:1], rtol=1e-14)
+    assert f"({table[0]:.2f})" in PAGE
+    np.testing.assert_array_equal(grid_truth.ddim_uniform(NOISE.sigmas, 1), NOISE.sigmas[[1]])
+    for grid in ("ddim_uniform", "kl_optimal"):
+        top = kd.levels(NOISE, 1, grid=grid).sigmas[0]
+        np.testing.assert_allclose(top, NOISE.sigmas[-1], rtol=1e-12)
