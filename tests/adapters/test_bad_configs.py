@@ -27,7 +27,7 @@ def config(name: str = "KDPM2Discrete", sampler: Any = None, **keys: Any) -> Any
 
 REFUSED: list[Refusal] = [
     (lambda: config("PNDM"), "_class_name = 'PNDMScheduler'.*sampler='dpm2'"),
-    (lambda: config(sampler="ddim"), "sampler = 'ddim'.*'dpm2_ancestral'"),
+    (lambda: config(sampler="ddpm"), "sampler = 'ddpm'.*'dpm2_ancestral'"),
     (lambda: kd_diffusers.from_config({}), "_class_name = None.*sampler="),
     (
         lambda: config(use_karras_sigmas=True, use_beta_sigmas=True),
@@ -102,6 +102,7 @@ def keys_of(class_name: str) -> dict[str, Any]:
 
 
 CLASSES = ["KDPM2DiscreteScheduler", "LCMScheduler", "FlowMatchEulerDiscreteScheduler"]
+CLASSES += ["EulerDiscreteScheduler", "DDIMScheduler"]
 KEYS = [(name, key) for name in CLASSES for key in ("_class_name", *keys_of(name))]
 
 

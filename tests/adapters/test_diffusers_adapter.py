@@ -1,5 +1,6 @@
 """Scheduler configs of diffusers: read, honoured or refused by name, and written back."""
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -24,11 +25,17 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 FLOW = PUBLISHED.pop("flux")
 CLASSES: dict[SamplerName, str] = {
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "ddim": "DDIMScheduler",
     "dpm2": "KDPM2DiscreteScheduler",
     "dpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
     "lcm": "LCMScheduler",
 }
 BUILD: dict[SamplerName, Callable[[kd.Levels], kd.Schedule]] = {
+    "euler": kd.euler,
+    "euler_ancestral": lambda levels: kd.euler(levels, eta=1.0),
+    "ddim": kd.euler,
     "dpm2": kd.dpm2,
     "dpm2_ancestral": kd.dpm2_ancestral,
     "lcm": kd.lcm,
@@ -52,7 +59,25 @@ KDPM2 = {
     "use_beta_sigmas": False,
     "timestep_spacing": "linspace",
 }
-DEFAULTS = {
+EULER = {
+    **KDPM2,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "rescale_betas_zero_snr": False,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "euler": EULER,
+    "euler_ancestral": {key: value for key, value in EULER.items() if "_sigmas" not in key},
+    "ddim": {
+        **{key: value for key, value in EULER.items() if "_sigmas" not in key},
+        "clip_sample": True,
+        "set_alpha_to_one": True,
+        "thresholding": False,
+        "dynamic_thresholding_ratio": 0.995,
+        "clip_sample_range": 1.0,
+        "sample_max_value": 1.0,
+        "timestep_spacing": "leading",
+    },
     "dpm2": KDPM2,
     "dpm2_ancestral": KDPM2,
     "lcm": {
@@ -158,6 +183,11 @@ def test_published_configs_of_other_solvers_become_any_sampler(
     noise = kd.noise_schedule("scaled_linear")
     spacing = {k: expected[k] for k in ("timestep_spacing", "steps_offset")}
     levels = kd.lcm_levels(noise, 4) if name == "lcm" else kd.levels(noise, 4, **spacing)
+    if name == "ddim":
+        # These configs have set_alpha_to_one = false, and end at the first training timestep.
+        assert (expected["set_alpha_to_one"], expected["steps_offset"]) == (False, 1)
+        levels = kd.levels(noise, timesteps=[*levels.timesteps.round(), 0]).end_at(4)
+        levels = dataclasses.replace(levels, init_noise_sigma=np.hypot(1, levels.sigmas[0]))
     schedule = BUILD[name](levels)
     found = sampler.schedule(num_inference_steps=4)
     jax.tree.map(np.testing.assert_array_equal, found, schedule)
@@ -174,13 +204,13 @@ def test_a_velocity_network_needs_a_flow_matching_config() -> None:
     for sampler in CLASSES:
         with pytest.raises(ValueError, match="prediction_type = 'flow_prediction' is not known"):
             from_keys(sampler, prediction_type="flow_prediction")
-    with pytest.raises(ValueError, match="does not name a sampler"):
-        kd_diffusers.from_config(FLOW)
+    assert kd_diffusers.from_config(FLOW).name == "euler"
 
 
 # --- keys ------------------------------------------------------------------------------------
 
 KDPM2_NAMES: tuple[SamplerName, ...] = ("dpm2", "dpm2_ancestral")
+SPACED: tuple[SamplerName, ...] = ("euler", "euler_ancestral", *KDPM2_NAMES)
 GRIDS: tuple[Literal["karras", "exponential", "beta"], ...] = ("karras", "exponential", "beta")
 HONOURED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     # sampler, the key, the keys that make it matter
@@ -190,15 +220,21 @@ HONOURED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         for key in (
             {"num_train_timesteps": 900},
             {"beta_start": 0.001},
-            {"beta_end": 0.02},
+            {"beta_end": 0.015},
             {"beta_schedule": "squaredcos_cap_v2"},
             {"trained_betas": [0.001 * (1 + i % 7) for i in range(1000)]},
             {"prediction_type": "v_prediction"},
             {"prediction_type": "sample"},
         )
     ),
-    *((n, {f"use_{grid}_sigmas": True}, {}) for n in KDPM2_NAMES for grid in GRIDS),
-    *((n, {"timestep_spacing": how}, {}) for n in KDPM2_NAMES for how in ("leading", "trailing")),
+    *((n, {f"use_{grid}_sigmas": True}, {}) for n in ("euler", *KDPM2_NAMES) for grid in GRIDS),
+    *((n, {"timestep_spacing": how}, {}) for n in SPACED for how in ("leading", "trailing")),
+    *((n, {"steps_offset": 1}, {"timestep_spacing": "leading"}) for n in ("euler", "ddim")),
+    ("ddim", {"timestep_spacing": "linspace"}, {}),
+    ("ddim", {"set_alpha_to_one": False}, {"steps_offset": 1}),
+    ("ddim", {"clip_sample": False}, {}),
+    ("ddim", {"clip_sample_range": 2.0}, {}),
+    ("ddim", {"thresholding": True}, {"sample_max_value": 1.5}),
     ("dpm2", {"steps_offset": 1}, {"timestep_spacing": "leading"}),
     ("lcm", {"original_inference_steps": 25}, {}),
     ("lcm", {"clip_sample": True}, {}),

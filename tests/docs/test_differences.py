@@ -8,6 +8,7 @@ import grid_truth
 import numpy as np
 
 import kdiff_jax as kd
+from kdiff_jax.adapters import diffusers as kd_diffusers
 
 PAGE = (Path(__file__).parents[2] / "docs" / "differences.md").read_text(encoding="utf-8")
 NOISE = kd.noise_schedule("scaled_linear")
@@ -43,3 +44,11 @@ def test_a_run_of_one_step_starts_at_the_highest_level() -> None:
     for grid in ("ddim_uniform", "kl_optimal"):
         top = kd.levels(NOISE, 1, grid=grid).sigmas[0]
         np.testing.assert_allclose(top, NOISE.sigmas[-1], rtol=1e-12)
+
+
+def test_ddim_of_diffusers_steps_past_the_timestep_that_it_visits_next_on_a_linspace() -> None:
+    visits = np.linspace(0, 999, 10).round()[::-1]  # set_timesteps, and `step`: t - T // N
+    assert f"{visits[0] - 1000 // 10:.0f} and {visits[1]:.0f} with linspace at N = 10" in PAGE
+    config = {"_class_name": "DDIMScheduler", "timestep_spacing": "linspace"}
+    levels = kd_diffusers.from_config(config).levels(10)
+    np.testing.assert_array_equal(levels.timesteps, visits)

@@ -5,7 +5,9 @@ A config's keys fall into three groups.
 Honoured, where the target sampler has them (missing ones take the target's defaults):
   every sampler  num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas,
                  prediction_type, timestep_spacing, steps_offset, rescale_betas_zero_snr
-  DPM2 (both)    use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas
+  Euler, DPM2    use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas
+  DDIM           set_alpha_to_one, clip_sample, clip_sample_range, thresholding,
+                 dynamic_thresholding_ratio, sample_max_value
   LCM            original_inference_steps, clip_sample, clip_sample_range, thresholding,
                  dynamic_thresholding_ratio, sample_max_value, timestep_scaling;
                  set_alpha_to_one, steps_offset and timestep_spacing are kept and written back,
@@ -19,7 +21,7 @@ A flow-matching config (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteSc
 FlowMatchLCMScheduler) has keys of its own, honoured for every sampler: num_train_timesteps, shift,
 use_dynamic_shifting with base_shift, max_shift, base_image_seq_len, max_image_seq_len and
 time_shift_type, shift_terminal, and the three use_..._sigmas. Refused: invert_sigmas and
-scale_factors; ignored: stochastic_sampling, which is what sampler="lcm" does.
+scale_factors. stochastic_sampling, true, means LCM where no sampler is named.
 
 Refused by name, because they would change the noise levels, the timesteps or the meaning of the
 network's output: interpolation_type other than "linear", timestep_type "continuous",
@@ -30,7 +32,7 @@ classes without a beta schedule: EDM and the like.
 A key that is read has the type that JSON gives it: "false" is no truth value, 1e9 no count.
 
 Ignored: every other key, which belongs to another solver (clip_sample, thresholding and
-variance_type for DPM2, algorithm_type, solver_order, skip_prk_steps, ...). As an override of
+variance_type for Euler and DPM2, algorithm_type, solver_order, skip_prk_steps, ...). As an override of
 `from_config` such a key is refused: nothing would come of it.
 """
 

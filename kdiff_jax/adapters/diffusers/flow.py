@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 import kdiff_jax as kd
 from kdiff_jax._checks import check_choice, check_number
-from kdiff_jax.adapters.diffusers.keys import Config, grid_of
+from kdiff_jax.adapters.diffusers.levels import Config, grid_of
 
 
 def flow_of(

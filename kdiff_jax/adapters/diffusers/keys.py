@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import kdiff_jax as kd
-from kdiff_jax._levels.spacing import GridName
+from kdiff_jax.adapters.diffusers.levels import Config, ddim_levels, spaced_levels
 
-# A scheduler_config.json: every value that JSON has.
-Config = Mapping[str, Any]
-SamplerName = Literal["dpm2", "dpm2_ancestral", "lcm"]
+SamplerName = Literal["euler", "euler_ancestral", "ddim", "dpm2", "dpm2_ancestral", "lcm"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,9 @@ class Method:
       class_name: the class of diffusers, of a config with a beta schedule.
       keys: the parameters of that class, and its defaults.
       ours: keys that are honoured here and that the class has not; written back where set.
+      levels: the levels of N steps, a function of the noise schedule, N and the config.
+      clips: "" or what clips the estimate of x0: "both" halves of a prediction, or "denoised" only,
+        beside the epsilon of the network.
       distilled: whether it runs on the distillation grid of a latent-consistency network, whose
         boundary scaling belongs to the denoiser.
       flow_class_name: the class of diffusers that a flow-matching config is written for.
@@ -32,10 +34,39 @@ class Method:
     class_name: str
     keys: Config
     ours: Config = field(default_factory=dict)
+    levels: Callable[[kd.NoiseSchedule, int | None, Config], kd.Levels] = spaced_levels
+    clips: Literal["", "both", "denoised"] = ""
     distilled: bool = False
     flow_class_name: str = "FlowMatchEulerDiscreteScheduler"
 
 
+EULER_ANCESTRAL_KEYS: Config = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "linspace",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+}
+EULER_KEYS: Config = {
+    **EULER_ANCESTRAL_KEYS,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+DDIM_KEYS: Config = {
+    **EULER_ANCESTRAL_KEYS,
+    "clip_sample": True,
+    "set_alpha_to_one": True,
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "clip_sample_range": 1.0,
+    "sample_max_value": 1.0,
+    "timestep_spacing": "leading",
+}
 DPM2_KEYS: Config = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -71,15 +102,24 @@ LCM_KEYS: Config = {
 ZERO_SNR: Config = {"rescale_betas_zero_snr": False}
 
 # A sampler is a name in SamplerName and a line here.
+_rounded = functools.partial(spaced_levels, rounded=True)
 METHODS: dict[SamplerName, Method] = {
-    "dpm2": Method(kd.dpm2, "KDPM2DiscreteScheduler", DPM2_KEYS, ZERO_SNR),
+    "euler": Method(kd.euler, "EulerDiscreteScheduler", EULER_KEYS),
+    "euler_ancestral": Method(
+        functools.partial(kd.euler, eta=1.0),
+        "EulerAncestralDiscreteScheduler",
+        EULER_ANCESTRAL_KEYS,
+    ),
+    "ddim": Method(kd.euler, "DDIMScheduler", DDIM_KEYS, levels=ddim_levels, clips="denoised"),
+    "dpm2": Method(kd.dpm2, "KDPM2DiscreteScheduler", DPM2_KEYS, ZERO_SNR, _rounded),
     "dpm2_ancestral": Method(
-        kd.dpm2_ancestral, "KDPM2AncestralDiscreteScheduler", DPM2_KEYS, ZERO_SNR
+        kd.dpm2_ancestral, "KDPM2AncestralDiscreteScheduler", DPM2_KEYS, ZERO_SNR, _rounded
     ),
     "lcm": Method(
         kd.lcm,
         "LCMScheduler",
         LCM_KEYS,
+        clips="both",
         distilled=True,
         flow_class_name="FlowMatchLCMScheduler",
     ),
@@ -101,25 +141,14 @@ FLOW_KEYS: Config = {
 }
 # The flow-matching classes that can be read, and the sampler that a class means by itself.
 FLOW_CLASSES: dict[str, SamplerName | None] = {
-    "FlowMatchEulerDiscreteScheduler": None,
+    "FlowMatchEulerDiscreteScheduler": "euler",
     "FlowMatchHeunDiscreteScheduler": None,
     "FlowMatchLCMScheduler": "lcm",
 }
 # Names in a config of ours the one of the samplers that share a class.
 SAMPLER_KEY = "kdiff_jax_sampler"
-
-GRID_FLAGS: dict[str, GridName] = {
-    "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "exponential",
-    "use_beta_sigmas": "beta",
-}
-
-
-def grid_of(config: Config) -> GridName | None:
-    """The grid that a config names; None where it takes the levels of its spacing."""
-    chosen = [grid for flag, grid in GRID_FLAGS.items() if config.get(flag)]
-    return chosen[0] if chosen else None
-
+# Of FlowMatchEulerDiscreteScheduler: fresh noise in every step, which is LCM on a flow.
+STOCHASTIC_KEY = "stochastic_sampling"
 
 # What a key must be for its config to be read; any other value changes what is sampled.
 REQUIRED: Mapping[str, tuple[object, ...]] = {

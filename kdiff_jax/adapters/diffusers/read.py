@@ -17,20 +17,20 @@ from kdiff_jax.adapters.diffusers.keys import (
     FLOW_CLASSES,
     FLOW_KEYS,
     FLOW_REQUIRED,
-    GRID_FLAGS,
     METHODS,
     NO_BETA_SCHEDULE,
     REQUIRED,
     SAMPLER_KEY,
-    Config,
+    STOCHASTIC_KEY,
     SamplerName,
 )
+from kdiff_jax.adapters.diffusers.levels import GRID_FLAGS, Config
 from kdiff_jax.adapters.diffusers.sampler import DiffusersSampler
 from kdiff_jax.adapters.diffusers.values import (
     ZERO_SNR_KEY,
     canonical,
     check_required,
-    options,
+    truth,
     value_of,
 )
 
@@ -40,7 +40,7 @@ LARGEST_FILE = 2**26
 
 def from_config(
     config: Config | str | os.PathLike[str],
-    sampler: SamplerName | None = None,
+    sampler: SamplerName | str | None = None,
     **overrides: Any,
 ) -> DiffusersSampler:
     """A sampler from a diffusers scheduler config: a dict, a JSON file or a checkpoint folder.
@@ -48,7 +48,8 @@ def from_config(
     Args:
       config: the config; or the path of a file, of a folder with `scheduler_config.json`, or of
         a checkpoint folder with `scheduler/scheduler_config.json`.
-      sampler: "dpm2", "dpm2_ancestral" or "lcm"; by default the one that `_class_name` is. Most
+      sampler: "euler", "euler_ancestral", "ddim", "dpm2", "dpm2_ancestral" or "lcm", or the class
+        of diffusers that it is ("DDIMScheduler"); by default the one that `_class_name` is. Most
         checkpoints carry another scheduler's config, so this is the common call. A flow-matching
         config gives each of them on a flow.
       overrides: keys of the sampler's config in place of those that are read, as diffusers takes
@@ -76,13 +77,14 @@ def from_config(
     """
     if not isinstance(config, Mapping):
         config = _read_file(config)
-    config, overrides = canonical(config), canonical(overrides)
+    overrides = canonical(overrides)
+    config = {**canonical(config), **overrides}
     flow, name = _is_flow(config), _sampler_name(config, sampler)
     ours = {} if flow else METHODS[name].ours
     keys = FLOW_KEYS if flow else {**METHODS[name].keys, **ours}
     required = FLOW_REQUIRED if flow else REQUIRED
-    _check_overrides(name, overrides, [*keys, *required])
-    config = {**config, **overrides}
+    chooses = [STOCHASTIC_KEY] if flow and sampler is None else []
+    _check_overrides(name, overrides, [*keys, *required, *chooses])
     check_required(config, required)
     values = _values_of(config, keys)
     for key, default in ours.items():
@@ -141,29 +143,39 @@ def _is_flow(config: Config) -> bool:
     return isinstance(class_name, str) and class_name in FLOW_CLASSES
 
 
-def _sampler_name(config: Config, sampler: SamplerName | None) -> SamplerName:
+def _sampler_name(config: Config, sampler: SamplerName | str | None) -> SamplerName:
     """The sampler that the caller names, or else the one that the config's class is."""
     class_name, flow = config.get("_class_name"), _is_flow(config)
     if flow and sampler is None:
-        sampler = config.get(SAMPLER_KEY, FLOW_CLASSES[str(class_name)])
+        stochastic = truth(STOCHASTIC_KEY, config.get(STOCHASTIC_KEY) or False)
+        sampler = "lcm" if stochastic else FLOW_CLASSES[str(class_name)]
+        sampler = config.get(SAMPLER_KEY, sampler)
+    if isinstance(sampler, str):
+        sampler = _of_class(sampler) or sampler
     if sampler is not None:
         check_choice("sampler", sampler, METHODS)
     if not flow and isinstance(class_name, str):
         _check_beta_schedule(class_name)
     if sampler is None:
-        for name, method in METHODS.items():
-            if class_name == method.class_name:
-                return name
+        if found := _of_class(class_name):
+            return found
         raise ValueError(
             f"_class_name = {shown(class_name)} does not name a sampler of this library; pass "
-            f"sampler={options(METHODS)} to sample this checkpoint with it."
+            f"sampler='dpm2' to sample this checkpoint with it, or another of {', '.join(METHODS)}."
         )
     if class_name is not None and not str(class_name).endswith("Scheduler"):
         raise ValueError(
             f"_class_name = {shown(class_name)} is no scheduler; expected a scheduler_config.json, "
             "which lies in a checkpoint's folder scheduler/."
         )
-    return sampler
+    name: SamplerName = check_choice("sampler", sampler, METHODS)
+    return name
+
+
+def _of_class(class_name: object) -> SamplerName | None:
+    """The sampler that a class of diffusers is."""
+    found = (name for name, method in METHODS.items() if method.class_name == class_name)
+    return next(found, None)
 
 
 def _check_beta_schedule(class_name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,8 @@ import kdiff_jax as kd
 from kdiff_jax._checks import check_int
 from kdiff_jax._denoise.prediction import Denoise
 from kdiff_jax.adapters.diffusers.flow import flow_levels, flow_of
-from kdiff_jax.adapters.diffusers.keys import METHODS, SAMPLER_KEY, Config, SamplerName, grid_of
+from kdiff_jax.adapters.diffusers.keys import METHODS, SAMPLER_KEY, SamplerName
+from kdiff_jax.adapters.diffusers.levels import Config
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class DiffusersSampler:
     """A scheduler config as a sampler of this library; made by `from_config`.
 
     Attributes:
-      name: "dpm2", "dpm2_ancestral" or "lcm".
+      name: "euler", "euler_ancestral", "ddim", "dpm2", "dpm2_ancestral" or "lcm".
       config: every parameter of the scheduler class, in its own words; and for DPM2
         rescale_betas_zero_snr where it is true.
     """
@@ -136,15 +137,7 @@ class DiffusersSampler:
             "Take sampler.levels(...).start_at(step) for image-to-image, kd.levels(sampler.noise, "
             "timesteps=...) for timesteps of your own.",
         )
-        grid = grid_of(self.config)
-        return kd.levels(
-            noise,
-            num_inference_steps,
-            timestep_spacing=self.config["timestep_spacing"],
-            steps_offset=self.config["steps_offset"],
-            grid=grid,
-            round_timesteps=grid == "karras",
-        )
+        return METHODS[self.name].levels(noise, num_inference_steps, self.config)
 
     def schedule(
         self,
@@ -162,7 +155,8 @@ class DiffusersSampler:
         Args and Raises: as of `levels`.
 
         Returns:
-          A Schedule, the table of `kd.dpm2`, `kd.dpm2_ancestral` or `kd.lcm`.
+          A Schedule: the table of `kd.euler` (of "euler_ancestral" with eta = 1), `kd.dpm2`,
+          `kd.dpm2_ancestral` or `kd.lcm`. DDIM with an eta is `kd.euler(sampler.levels(N), eta)`.
 
         Example:
           >>> from kdiff_jax.adapters import diffusers as kd_diffusers
@@ -203,20 +197,28 @@ class DiffusersSampler:
           >>> sampler = kd_diffusers.from_config({"_class_name": "LCMScheduler"})
           >>> denoise = sampler.denoiser(lambda params, x, timestep: x)
 
-        Source: the first lines of `step` of the three schedulers of diffusers.
+        Source: the first lines of `step` of the schedulers of diffusers.
         """
         if self.flow:
             return kd.denoiser(model_fn, "flow_prediction", dtype)
         denoise: Denoise = kd.denoiser(model_fn, self.config["prediction_type"], dtype)
-        if not METHODS[self.name].distilled:
-            return denoise
+        method = METHODS[self.name]
+        if method.clips:
+            clips = self._clipped(denoise)
+            keeps = method.clips == "denoised" and clips is not denoise
+            denoise = _KeepsEpsilon(denoise, clips) if keeps else clips
+        if method.distilled:
+            return kd.consistency(denoise, self.config["timestep_scaling"])
+        return denoise
+
+    def _clipped(self, denoise: Denoise) -> Denoise:
         if self.config["thresholding"]:
-            denoise = kd.thresholded(
+            return kd.thresholded(
                 denoise, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"]
             )
-        elif self.config["clip_sample"]:
-            denoise = kd.clipped(denoise, self.config["clip_sample_range"])
-        return kd.consistency(denoise, self.config["timestep_scaling"])
+        if self.config["clip_sample"]:
+            return kd.clipped(denoise, self.config["clip_sample_range"])
+        return denoise
 
     def to_config(self) -> dict[str, Any]:
         """The config as JSON-serialisable values, as diffusers writes and reads them.
@@ -241,6 +243,20 @@ class DiffusersSampler:
         keys = ("shift",) if self.flow else ("beta_schedule", "prediction_type")
         values = ", ".join(f"{key}={self.config[key]!r}" for key in keys)
         return f"DiffusersSampler({self.name!r}, {values})"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class _KeepsEpsilon:
+    """DDIM of diffusers: a clipped estimate of x0 beside the epsilon of the network."""
+
+    denoise: Denoise
+    clips: Any
+
+    def __call__(self, params: Any, x: jax.Array, row: kd.Row, cond: Any = None) -> kd.Prediction:
+        prediction = self.denoise(params, x, row, cond)
+        clips = replace(self.clips, denoise=lambda *_: prediction)
+        return kd.Prediction(clips(params, x, row, cond).denoised, prediction.epsilon)
 
 
 def _refuse(arguments: Mapping[str, object], whom: str, instead: str) -> None:

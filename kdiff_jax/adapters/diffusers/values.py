@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdiff_jax._checks import check_int, check_number, check_vector, shown
-from kdiff_jax.adapters.diffusers.keys import Config
+from kdiff_jax.adapters.diffusers.levels import Config
 
 # maxdiffusion has its own name for a key, and keeps the older class names of diffusers.
 ZERO_SNR_KEY, ZERO_SNR_OF_MAXDIFFUSION = "rescale_betas_zero_snr", "rescale_zero_terminal_snr"
