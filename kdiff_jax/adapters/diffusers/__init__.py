@@ -32,8 +32,8 @@ classes without a beta schedule: EDM and the like.
 A key that is read has the type that JSON gives it: "false" is no truth value, 1e9 no count.
 
 Ignored: every other key, which belongs to another solver (clip_sample, thresholding and
-variance_type for Euler and DPM2, algorithm_type, solver_order, skip_prk_steps, ...). As an override of
-`from_config` such a key is refused: nothing would come of it.
+variance_type for Euler and DPM2, algorithm_type, solver_order, skip_prk_steps, ...). As an override
+of `from_config` such a key is refused: nothing would come of it.
 """
 
 from kdiff_jax.adapters.diffusers.read import from_config
