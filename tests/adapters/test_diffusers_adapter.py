@@ -16,7 +16,7 @@ import pytest
 
 import kdiff_jax as kd
 from kdiff_jax.adapters import diffusers as kd_diffusers
-from kdiff_jax.adapters.diffusers.keys import METHODS, SamplerName
+from kdiff_jax.adapters.diffusers.keys import METHODS, REQUIRED, SamplerName
 
 # scheduler_config.json as published with checkpoints.
 DATA = Path(__file__).parents[1] / "data"
@@ -488,7 +488,10 @@ def test_diffusers_has_these_defaults_and_reads_our_configs(
 ) -> None:
     theirs = getattr(diffusers, CLASSES[name])
     parameters = inspect.signature(theirs.__init__).parameters
-    assert {k: p.default for k, p in parameters.items() if k != "self"} == DEFAULTS[name]
+    defaults = {k: p.default for k, p in parameters.items() if k != "self"}
+    # What is not honoured is read with its default, and refused with anything else.
+    assert all(defaults.pop(k) in REQUIRED[k] for k in set(defaults) & set(REQUIRED))
+    assert defaults == DEFAULTS[name]
     ours = from_keys(name, beta_end=0.02, prediction_type="sample", timestep_spacing="trailing")
     scheduler = theirs.from_config(ours.to_config())
     assert {k: scheduler.config[k] for k in ours.config} == ours.config
