@@ -16,7 +16,7 @@ import pytest
 
 import kdiff_jax as kd
 from kdiff_jax.adapters import diffusers as kd_diffusers
-from kdiff_jax.adapters.diffusers.keys import METHODS, REQUIRED, SamplerName
+from kdiff_jax.adapters.diffusers.keys import METHODS, REQUIRED, ClassName, SamplerName
 
 # scheduler_config.json as published with checkpoints.
 DATA = Path(__file__).parents[1] / "data"
@@ -457,6 +457,7 @@ def test_overrides_of_a_flow_are_keys_of_a_flow() -> None:
 
 def test_the_table_of_samplers_is_the_type_of_their_names() -> None:
     assert set(METHODS) == set(get_args(SamplerName)) == set(CLASSES)
+    assert {method.class_name for method in METHODS.values()} == set(get_args(ClassName))
     assert {method.flow_class_name for method in METHODS.values()} <= set(FLOW_CLASSES)
 
 

@@ -11,11 +11,12 @@ from samplers import relative_error
 
 import kdiff_jax as kd
 from kdiff_jax.adapters import diffusers as kd_diffusers
+from kdiff_jax.adapters.diffusers.keys import ClassName, SamplerName
 from kdiff_jax.adapters.diffusers.levels import GRID_FLAGS
 
 RECORDED = dict(np.load(Path(__file__).parents[1] / "golden" / "euler.npz"))
 CASES = json.loads(str(RECORDED.pop("about")))["cases"]
-NAMES = {
+NAMES: dict[ClassName, SamplerName] = {
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "DDIMScheduler": "ddim",

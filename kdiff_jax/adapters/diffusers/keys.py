@@ -11,6 +11,14 @@ import kdiff_jax as kd
 from kdiff_jax.adapters.diffusers.levels import Config, ddim_levels, spaced_levels
 
 SamplerName = Literal["euler", "euler_ancestral", "ddim", "dpm2", "dpm2_ancestral", "lcm"]
+ClassName = Literal[
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DDIMScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "LCMScheduler",
+]
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Method:
     """
 
     build: Callable[[kd.Levels], kd.Schedule]
-    class_name: str
+    class_name: ClassName
     keys: Config
     ours: Config = field(default_factory=dict)
     levels: Callable[[kd.NoiseSchedule, int | None, Config], kd.Levels] = spaced_levels

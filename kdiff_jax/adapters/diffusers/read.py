@@ -22,6 +22,7 @@ from kdiff_jax.adapters.diffusers.keys import (
     REQUIRED,
     SAMPLER_KEY,
     STOCHASTIC_KEY,
+    ClassName,
     SamplerName,
 )
 from kdiff_jax.adapters.diffusers.levels import GRID_FLAGS, Config
@@ -40,7 +41,7 @@ LARGEST_FILE = 2**26
 
 def from_config(
     config: Config | str | os.PathLike[str],
-    sampler: SamplerName | str | None = None,
+    sampler: SamplerName | ClassName | None = None,
     **overrides: Any,
 ) -> DiffusersSampler:
     """A sampler from a diffusers scheduler config: a dict, a JSON file or a checkpoint folder.
@@ -143,7 +144,7 @@ def _is_flow(config: Config) -> bool:
     return isinstance(class_name, str) and class_name in FLOW_CLASSES
 
 
-def _sampler_name(config: Config, sampler: SamplerName | str | None) -> SamplerName:
+def _sampler_name(config: Config, sampler: SamplerName | ClassName | None) -> SamplerName:
     """The sampler that the caller names, or else the one that the config's class is."""
     class_name, flow = config.get("_class_name"), _is_flow(config)
     if flow and sampler is None:
