@@ -5,7 +5,6 @@ rectified flow, the solution of the ODE and the exact consistency function are i
 """
 
 import dataclasses
-import functools
 import itertools
 from typing import Any
 
@@ -49,7 +48,10 @@ KARRAS, TO_0_02 = {"grid": "karras"}, {"grid": "karras", "sigma_min": 0.02}
 LINEAR = {"grid": "karras", "rho": 1.0, "sigma_min": 0.02}
 FEW, MANY = [20, 40, 80], [40, 80, 160]
 FOUR, LATE = [20, 40, 80, 160], [160, 320]
-THIRD = functools.partial(kd.dpmpp_3m, published=False)
+
+
+def dpmpp_3m_of_order_3(levels):
+    return kd.dpmpp_3m(levels, published=False)
 
 
 def dpmpp_2s(levels):
@@ -77,7 +79,7 @@ def dpmpp_2s(levels):
         (kd.dpmpp_2m, NOISE, KARRAS, "gaussian", FOUR, 1.9, 2.2, 1e-3),
         (kd.dpmpp_2m, FLOW, {}, "gaussian", LATE, 1.9, 2.2, 1e-3),
         (kd.dpmpp_3m, NOISE, KARRAS, "gaussian", FOUR, 1.35, 2.2, 1e-3),
-        (THIRD, NOISE, KARRAS, "gaussian", FOUR, 2.8, 3.3, 1e-4),
+        (dpmpp_3m_of_order_3, NOISE, KARRAS, "gaussian", FOUR, 2.8, 3.3, 1e-4),
         (kd.unipc, NOISE, KARRAS, "gaussian", FOUR, 2.8, 3.2, 1e-4),
         (kd.unipc, FLOW, LINEAR, "gaussian", LATE, 2.8, 3.2, 1e-4),
     ],
