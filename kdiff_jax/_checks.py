@@ -254,7 +254,7 @@ def _ends_in_0(levels: jax.Array) -> bool:
 
 
 def as_the_table_rounds(
-    what: str, levels: Array, remedy: str = "take fewer steps", ascending: bool = False
+    what: str, levels: Array, arguments: str = "levels", ascending: bool = False
 ) -> Array:
     """Levels, [N], that stay finite, positive and strictly descending in the float of a table.
 
@@ -273,12 +273,12 @@ def as_the_table_rounds(
     if not np.all(held):
         raise ValueError(
             f"{what}: a level is {levels[np.argmin(held)]:.6g}, and {dtype} tables hold levels "
-            f"from {low:.3g} to {high:.3g}; choose ends that lie between."
+            f"from {low:.3g} to {high:.3g}; choose other {arguments}."
         )
     if not np.all(apart):
         raise ValueError(
             f"{what} between sigma = {levels[0]:.6g} and {levels[-1]:.6g} has steps too small for "
-            f"{dtype} at num_steps = {levels.size}; {remedy}."
+            f"{dtype} at num_steps = {levels.size}; take fewer steps or other {arguments}."
         )
     return levels
 

@@ -87,6 +87,7 @@ def noise_of(betas: np.ndarray, rescale_zero_terminal_snr: bool) -> tuple[np.nda
     if not (np.all(np.diff(sigmas) > 0) and np.all((held >= limits.tiny) & (held <= limits.max))):
         raise ValueError(
             f"the betas from {betas[0]:.3g} to {betas[-1]:.3g} make levels that do not rise, or "
-            "that float32 cannot hold; take betas further from 0 and 1."
+            "that float32 cannot hold; take betas further from 0 and 1 "
+            "(beta_start and beta_end, or trained_betas)."
         )
     return alphas_cumprod, sigmas

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -19,14 +20,12 @@ P = ParamSpec("P")
 def checked(grid: Callable[P, Array]) -> Callable[P, Array]:
     """A grid whose levels are refused where the table cannot tell them apart, or hold them."""
     name = grid.__name__.removesuffix("_sigmas")
-    remedy = "take fewer steps or " + (
-        "a smaller rho" if "rho" in grid.__annotations__ else "ends further apart"
-    )
+    arguments = ", ".join([*inspect.signature(grid).parameters][1:])
 
     @functools.wraps(grid)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Array:
         with np.errstate(all="ignore"):
-            return as_the_table_rounds(f"grid={name!r}", grid(*args, **kwargs), remedy)
+            return as_the_table_rounds(f"grid={name!r}", grid(*args, **kwargs), arguments)
 
     return wrapper
 

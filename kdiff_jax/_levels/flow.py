@@ -23,10 +23,8 @@ from kdiff_jax._checks import (
     check_int,
     check_number,
     check_sigmas,
-    check_vector,
     check_within,
     plural,
-    traced_vector,
 )
 from kdiff_jax._levels.shift import check_terminal, dynamic_shift
 from kdiff_jax._levels.spacing import GridOptions, check_flow_options, shaped_sigmas
@@ -112,7 +110,7 @@ class FlowSchedule:
         Source: Esser et al. 2024 (arXiv:2403.03206), equation 23; `stretch_shift_to_terminal` of
         diffusers' FlowMatchEulerDiscreteScheduler.
         """
-        sigmas = check_within("sigmas", sigmas, 0, 1, "the levels of a flow")
+        sigmas = check_within("sigmas", sigmas, 0, 1, "so they are no grid of a flow")
         xp, shift, s = common_namespace(self.shift, sigmas)
         # 1 + (shift - 1) * s in another form: 1 stays 1 in floats too, with a shift below 1.
         levels = shift * s / (shift * s + (1 - s))
@@ -251,9 +249,7 @@ class FlowSchedule:
 
     def given_timesteps(self, timesteps: ArrayLike | Sequence[float]) -> tuple[Array, Array]:
         """The levels of timesteps that a caller chose, and the timesteps."""
-        traced = is_traced(timesteps)
-        levels: Array = (traced_vector if traced else check_vector)("timesteps", timesteps)
-        return self.given_sigmas(levels / self.num_train_timesteps)
+        return self.given_sigmas(check_sigmas("timesteps", timesteps) / self.num_train_timesteps)
 
     def given_sigmas(self, sigmas: ArrayLike | Sequence[float]) -> tuple[Array, Array]:
         """Levels that a caller chose, and the timesteps that the network receives."""
@@ -329,15 +325,15 @@ def flow_schedule(
         named.insert(0, "shift")
     if len(named) > 1:
         raise ValueError(f"{' and '.join(named)} were given, and each is a shift; give one.")
-    if image_seq_len is not None:
-        mu = dynamic_shift(
-            image_seq_len, base_shift, max_shift, base_image_seq_len, max_image_seq_len
-        )
+    points = base_shift, max_shift, base_image_seq_len, max_image_seq_len
+    line = dynamic_shift(1 if image_seq_len is None else image_seq_len, *points)
+    mu = mu if image_seq_len is None else line
     terminal = check_terminal(shift_terminal)
     lowest = 1 / num_train_timesteps
     if mu is not None:
-        xp, mu = common_namespace(check_number("mu", mu))
-        check_within("mu", mu, -80, 80, "where the logarithm of a shift can lie")
+        name = "mu" if image_seq_len is None else "mu from image_seq_len, base_shift, max_shift"
+        xp, mu = common_namespace(check_number(name, mu))
+        check_within(name, mu, -80, 80, "where the logarithm of a shift can lie")
         return FlowSchedule(xp.exp(mu), lowest, terminal, num_train_timesteps)
     fixed = FlowSchedule(check_number("shift", shift, above=0), None)
     return FlowSchedule(fixed.shift, fixed.shifted(lowest), terminal, num_train_timesteps)

@@ -227,6 +227,7 @@ class Levels:
             zero_terminal_snr=self.ascends and self.noise.zero_terminal_snr,
         )
 
+    @np.errstate(over="ignore")
     def churned(
         self,
         s_churn: ArrayLike | Sequence[float],

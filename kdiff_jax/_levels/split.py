@@ -15,6 +15,7 @@ from kdiff_jax._arrays import Array, common_namespace, is_traced
 Split = tuple[Array, Array, Array]
 
 
+@np.errstate(all="ignore")
 def variance_split(s0: Array, s1: Array, eta: Array) -> Split:
     """sigma_down, sigma_up and keep of the steps from s0 to s1, without cancellation; [M] each.
 
@@ -40,6 +41,7 @@ def variance_shares(s0: Any, s1: Any, eta: Any) -> tuple[Any, Any]:
     return (s0 - s1) * (s0 + s1) / s0**2, (1 - eta) * (1 + eta) + (eta * (s1 / s0)) ** 2
 
 
+@np.errstate(all="ignore")
 def flow_split(s0: Array, s1: Array, eta: Array) -> Split:
     """sigma_down, sigma_up and keep of the steps of a rectified flow; [M] each.
 

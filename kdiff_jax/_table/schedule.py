@@ -299,7 +299,7 @@ class Schedule:
 
 def with_columns(schedule: Schedule, columns: Iterable[str]) -> Schedule:
     """The same table with these columns, the new ones filled so that they change nothing."""
-    if not isinstance(columns, Iterable):
+    if not isinstance(columns, Iterable) or isinstance(columns, (jax.Array, np.ndarray)):
         raise ValueError(f"columns = {shown(columns)}; pass names of columns of Row.")
     # Names only: a list within the list has no hash.
     wanted = {columns} if isinstance(columns, str) else {str(name) for name in columns}

@@ -14,6 +14,8 @@ from kdiff_jax._checks import shown
 from kdiff_jax._table.row import columns_of
 from kdiff_jax._table.schedule import NEUTRAL, Schedule, padded, with_columns
 
+_NO_LISTS = Schedule, jax.Array, np.ndarray, str, bytes
+
 
 def stack(schedules: Sequence[Schedule]) -> Schedule:
     """Tables of B samples as one, leaves [B, R]: `kd.sample` then runs each sample on its own.
@@ -31,7 +33,8 @@ def stack(schedules: Sequence[Schedule]) -> Schedule:
       A Schedule with leaves [B, R], sigmas [B, N + 1], init_noise_sigma [B], and length [B], or
       None where no table is padded or needs to be. Padded, `kd.sample` stops each sample at its
       own end, but evaluates the network for the whole batch until the longest ends; to fill the
-      places that are free, step by hand with `rows_at`.
+      places that are free, step by hand with `rows_at`. A sample keeps its bits in every place
+      and company of one stack; run alone it is another program, and rounds apart.
 
     Raises:
       ValueError: no schedules, something else than schedules, single tables with stacks, float32
@@ -49,14 +52,15 @@ def stack(schedules: Sequence[Schedule]) -> Schedule:
       >>> kd.sample(denoise, jnp.float32(0.1), tables, x, jax.random.key(0)).shape
       (2, 8)
     """
-    several = isinstance(schedules, Iterable) and not isinstance(schedules, Schedule)
+    several = isinstance(schedules, Iterable) and not isinstance(schedules, _NO_LISTS)
     tables = list(schedules) if several else []
     strange = [table for table in tables if not isinstance(table, Schedule)]
     if strange or not tables:
         got = shown(strange[0] if strange else schedules)
         got = got if strange or not several else "an empty list"
         raise ValueError(
-            f"stack was given {got}; pass a list of at least one schedule: kd.stack([schedule])."
+            f"schedules: stack was given {got}; pass a list of at least one schedule: "
+            "kd.stack([schedule])."
         )
     like = tables[0].sigmas
     shapes = {table.rows.index.shape[:-1] for table in tables}

@@ -340,6 +340,7 @@ def test_zero_terminal_snr_starts_at_the_sigma_of_diffusers_euler(
 
 
 def test_schedules_are_those_of_the_samplers() -> None:
+    # diffusers' schedulers have these betas with every beta_schedule.
     noise = kd.noise_schedule("linear", beta_start=0.00085, beta_end=0.012)
     for name in KDPM2_NAMES:
         for grid in GRIDS:
