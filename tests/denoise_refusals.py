@@ -146,11 +146,15 @@ class Unhashable:
 CALLS: list[Refusal] = [
     (lambda: DENOISE(None, None, ROW), "x = None is not a list of numbers"),  # type: ignore[arg-type]
     (lambda: DENOISE(None, "x", ROW), "x = 'x' is not a list of numbers"),  # type: ignore[arg-type]
-    (lambda: DENOISE(None, 1.0, ROW), r"sample is a scalar; expected \[B"),  # type: ignore[arg-type]
+    (lambda: DENOISE(None, 1.0, ROW), r"sample is a scalar or empty.*expected \[B"),  # type: ignore[arg-type]
     (lambda: DENOISE(None, NAN, ROW), "x = array.*nan.* is not finite; pass"),  # type: ignore[arg-type]
     (lambda: DENOISE(None, X, SCHEDULE), "row = Schedule.* is no Row; pass one row of a schedule"),  # type: ignore[arg-type]
     (lambda: DENOISE(None, X, 0), "row = 0 is no Row; pass one row"),  # type: ignore[arg-type]
-    (lambda: DENOISE(None, X, with_row(sigma=None)), "row.sigma = None is not a list of numbers"),
+    (lambda: DENOISE(None, X, with_row(sigma=None)), "row.sigma = .*None.* is not a list"),
+    (lambda: DENOISE(None, np.ones((2, 0)), ROW), r"scalar or empty, of shape \(2, 0\); expec"),  # type: ignore[arg-type]
+    (lambda: DENOISE(None, X, with_row(sigma=[1.0])), "row.sigma = .*list.* is not a list of num"),
+    (lambda: DENOISE(None, X, with_row(sigma=jax.random.key(0))), "row.sigma = .* is not a list"),
+    (lambda: conditioned(X, jax.random.key(0)), "uncond = .*key.* changes when"),
     (lambda: DENOISE(None, X, with_row(sigma=np.nan)), "row.sigma = nan is not finite; pass"),
     (lambda: DENOISE(None, X, with_row(alpha="1")), "row.alpha = '1' is not a list of numbers"),
     (lambda: kd.clipped(network)(None, X, ROW), r"network returned float32\[2, 3\].*kd.denoiser"),  # type: ignore[arg-type]
@@ -178,10 +182,10 @@ CALLS: list[Refusal] = [
 OPTIONS: list[Refusal] = [
     (lambda: guided(0, batched="no"), "batched = 'no' is neither True nor False"),  # type: ignore[arg-type]
     (lambda: guided(0, per_step=1), "per_step = 1 is neither True nor False"),  # type: ignore[arg-type]
-    (lambda: guided(0, rescale="0.7"), "rescale = '0.7' is not a list of numbers"),
+    (lambda: guided(0, rescale="0.7"), "rescale = '0.7' is not a list of numbers"),  # type: ignore[arg-type]
     (lambda: guided(0, rescale=0.7, rescale_of=""), "rescale_of = '' is not known"),  # type: ignore[arg-type]
     (lambda: guided(0, interval=("0", "1")), "interval = '0' is not a list of numbers"),  # type: ignore[arg-type]
-    (lambda: guided(0, interval=(0, 1j)), r"interval = 1j is not"),  # type: ignore[arg-type]
+    (lambda: guided(0, interval=(0, 1j)), r"interval = 1j is not"),
     (lambda: guided(0, interval=([0, 0], [1, 1, 1])), r"interval = .* holds no noise level"),  # type: ignore[arg-type]
     (lambda: kd.guided(DENOISE, "2", 0), "scale = '2' is not a list of numbers"),  # type: ignore[arg-type]
     (lambda: kd.guided(DENOISE, HUGE, 0), "scale = 1000.* holds a number that no float can"),
@@ -189,7 +193,8 @@ OPTIONS: list[Refusal] = [
     (lambda: kd.guided(DENOISE, [], 0), r"scale = \[\] is no guidance scale"),  # type: ignore[arg-type]
     (lambda: kd.clipped(DENOISE, "1"), "clip_range = '1' is not a list of numbers"),  # type: ignore[arg-type]
     (lambda: kd.clipped(DENOISE, True), "clip_range = True is not a list of numbers"),
-    (lambda: kd.clipped(DENOISE, []), r"clip_range = \[\] is empty or leaves what float32 holds"),  # type: ignore[arg-type]
+    (lambda: kd.clipped(DENOISE, []), r"clip_range = \[\] is empty.*pass one number"),  # type: ignore[arg-type]
+    (lambda: kd.clipped(DENOISE, X), r"clip_range = .* of rank 2, .*one a sample, \[B\]"),
     (lambda: kd.clipped(DENOISE, 1e39), r"clip_range = 1e\+39 .* leaves what float32 holds; pass"),
     (lambda: kd.clipped(DENOISE, 1e-46), "clip_range = 1e-46 .* leaves what float32 holds; pass"),
     (lambda: kd.clipped(DENOISE, HUGE), "clip_range = 1000.* holds a number that no float can"),

@@ -53,6 +53,8 @@ def _is_numeric(leaf: Any) -> bool:
         return bool(limits.min <= leaf <= limits.max)
     if isinstance(leaf, (bool, float, complex)):
         return True
+    if isinstance(leaf, np.ma.MaskedArray):
+        return False
     kind = getattr(getattr(leaf, "dtype", "none"), "kind", "V")
     return hasattr(leaf, "__jax_array__") or (hasattr(leaf, "dtype") and kind in "biufcV")
 
@@ -111,11 +113,14 @@ def _survives(value: Any, dtype: np.dtype) -> bool:
     """Whether a cast keeps the value of integers, and rounds those of floats at most."""
     if is_traced(value):
         return True
+    if not isinstance(dtype, np.dtype):
+        return bool(getattr(value, "dtype", None) == dtype)
     if isinstance(value, jax.Array):
         floats = jnp.issubdtype(value.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.floating)
-        other = jnp.issubdtype(value.dtype, jax.dtypes.extended)
-        if floats or other or value.dtype == dtype or not value.is_fully_addressable:
+        if floats or value.dtype == dtype or not value.is_fully_addressable:
             return True
+        if not isinstance(value.dtype, np.dtype):  # a key
+            return False
         value = jax.device_get(value)
     value = np.asarray(value)
     if value.dtype.kind == "c":

@@ -247,10 +247,10 @@ def guided(
       rescale_of: the q: "epsilon", "v_prediction", "sample" (D) or "flow_prediction"; None takes
         what the network predicts, as the paper does.
       batched: True makes one call with a batch of twice the size, each sample followed by its
-        unconditional twin, so that both are on one device of a sharded batch.
-        Each leaf of cond then needs the batch axis. False makes two calls, in half the memory, of which the second is left out in rows outside
-        the interval, if all samples have one row and one interval; values one a sample may then be
-        inside the guidance too.
+        unconditional twin, so that both are on one device of a sharded batch; each leaf of cond
+        then needs the batch axis. False makes two calls, in half the memory, of which the second
+        is left out in rows outside the interval, if all samples have one row and one interval;
+        values one a sample may then be inside the guidance too.
 
     Returns:
       A denoiser, which must be called with cond.

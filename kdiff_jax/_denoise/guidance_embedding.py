@@ -47,7 +47,7 @@ def guidance_embedding(w: ArrayLike, dim: int) -> jax.Array:
             f"w has shape {jnp.shape(w)}; pass [B] guidance scales, one a sample: "
             "jnp.full(batch, w)."
         )
-    w = jnp.asarray(w)
+    w = jnp.asarray(w if isinstance(w, jax.Array) else np.asarray(w))
     return _embedded(w.astype(np.float64 if w.dtype == np.float64 else np.float32), dim)
 
 

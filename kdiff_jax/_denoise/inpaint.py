@@ -128,7 +128,8 @@ def _numbers(name: str, value: Any) -> np.ndarray | None:
     """The numbers of an option as they are rounded; None where this process cannot see them."""
     if is_traced(value) or not getattr(value, "is_fully_addressable", True):
         return None
-    if name == "mask" and np.result_type(getattr(value, "dtype", 0)) == np.bool_:
+    arrays = (np.ndarray, jax.Array)
+    if name == "mask" and isinstance(value, arrays) and value.dtype == np.bool_:
         return np.asarray(value, np.float32)
     numbers = rounded(as_numbers(name, value))
     if numbers.size == 0:

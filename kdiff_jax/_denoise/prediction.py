@@ -79,22 +79,32 @@ def check_call(x: Any, row: Any) -> jax.Array:
             f"row = {shown(row)} is no Row; pass one row of a schedule: schedule[i], or what a "
             "loop over a schedule or a scan over schedule.rows gives."
         )
-    for name in ("sigma", "timestep", "alpha", "input_scale"):
+    for name in ("step", "sigma", "timestep", "alpha", "input_scale"):
         value = getattr(row, name)
-        if isinstance(value, jax.Array) or (value is None and name in ("alpha", "input_scale")):
-            continue
-        _check_finite(f"row.{name}", value)
+        # A key is a JAX array too, of a dtype that is none of NumPy's.
+        known = isinstance(value, jax.Array) and isinstance(value.dtype, np.dtype)
+        if not known and not (value is None and name in ("alpha", "input_scale")):
+            _check_finite(f"row.{name}", value if np.isscalar(value) else _host_array(value))
     if not isinstance(x, jax.Array):
         _check_finite("x", x)
-        x = jnp.asarray(x)
-    if x.ndim < 1:
-        raise ValueError("the sample is a scalar; expected [B, ...], the batch axis first.")
+        x = jnp.asarray(np.asarray(x))
+    if x.ndim < 1 or not x.size:
+        raise ValueError(
+            f"the sample is a scalar or empty, of shape {x.shape}; expected [B, ...], the batch "
+            "axis first."
+        )
     state_dtype(x)
     return x
 
 
+def _host_array(value: Any) -> Any:
+    """A row's leaf of NumPy as it is; the type of anything else, which is no number."""
+    plain = type(value) is np.ndarray and value.size
+    return value if plain else type(value)
+
+
 def _check_finite(name: str, value: Any) -> None:
-    if not np.all(np.isfinite(as_numbers(name, value))):
+    if not np.all(np.isfinite(rounded(as_numbers(name, value)))):
         raise ValueError(f"{name} = {shown(value)} is not finite; pass finite numbers.")
 
 
@@ -151,10 +161,14 @@ def as_leaf(name: str, value: ArrayLike, *, square: bool = False, **bounds: floa
     # As it is rounded: float32 has no 1e39, and 1e-46 is 0 in it.
     size = np.abs(rounded(numbers))
     low, high = (1e-15, 1e15) if square else (0.0, np.inf)
-    if numbers.size == 0 or np.any((size >= high) | ((numbers != 0) & (size <= low))):
+    if (
+        numbers.size == 0
+        or numbers.ndim > 1
+        or np.any((size >= high) | ((numbers != 0) & (size <= low)))
+    ):
         raise ValueError(
-            f"{name} = {shown(value)} is empty or leaves what float32 holds; pass one number, or "
-            "one a sample, [B]."
+            f"{name} = {shown(value)} is empty, of rank 2, or leaves what float32 holds; pass one "
+            "number, or one a sample, [B]."
         )
     return as_float(value)
 

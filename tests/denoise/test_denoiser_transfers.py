@@ -1,5 +1,7 @@
 """A call of a denoiser whose arguments are on the device sends nothing to it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -19,7 +21,7 @@ ROWS = {
     "dpm2": kd.dpm2(kd.levels(NOISE, 3))[0],
     "[B]": kd.dpm2(kd.levels(NOISE, 3)).rows_at(jnp.array([0, 1])),
 }
-DENOISERS = {
+DENOISERS: dict[str, Any] = {
     "epsilon": PLAIN,
     "v_prediction": kd.denoiser(model_fn, "v_prediction", jnp.bfloat16),
     "sample": kd.denoiser(model_fn, "sample"),

@@ -274,7 +274,7 @@ def test_rescaling_a_constant_image_changes_nothing_and_has_a_gradient():
     np.testing.assert_allclose(slope[:, 0], 2 * (COND - UNCOND), rtol=1e-6)
 
 
-NO_SIGNAL = {
+NO_SIGNAL: dict[str, Any] = {
     "flow": (kd.dpm2(kd.levels(kd.flow_schedule(), 3)), "flow_prediction", "epsilon"),
     "lcm": (
         kd.lcm(kd.lcm_levels(kd.noise_schedule(rescale_zero_terminal_snr=True), 3)),

@@ -238,7 +238,7 @@ def test_what_is_painted_over_may_be_anything_and_changes_no_bit(renoised):
     noise = eps[::-1] if renoised else None
     plain = kd.inpainted(exact_denoise, known, MASK, noise)
     wild = jnp.where(MASK[None] == 1, np.nan, known)
-    wild_noise = jnp.where(MASK[None] == 1, np.inf, noise) if renoised else None
+    wild_noise = jnp.where(MASK[None] == 1, np.inf, eps[::-1]) if renoised else None
     other = kd.inpainted(exact_denoise, wild, MASK, wild_noise)
     expected, got = (kd.sample(denoise, None, schedule, x) for denoise in (plain, other))
     np.testing.assert_array_equal(got, expected)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-nnx = pytest.importorskip("flax.nnx")
+pytest.importorskip("flax", reason="its modules are params")
+from flax import nnx
 
 import kdiff_jax as kd
 
