@@ -71,7 +71,10 @@ def random_bits(keys: jax.Array, data: tuple[jax.Array, ...], shape: tuple[int, 
     """[B, *shape] uint32, `vmap(jax.random.bits)` after `fold_in` of every item of `data`."""
     words = jax.random.key_data(keys)
     key = words[:, 0], words[:, 1]
-    for item in data:
+    for place, item in enumerate(data):
+        if place > 1:
+            # JAX 0.12 makes one loop of them all on CPU, and takes minutes to compile it.
+            key = jax.lax.optimization_barrier(key)
         key = _threefry(key, item.astype(jnp.uint32))
     per_key = keys.shape + (1,) * len(shape)
     high, low = _threefry((key[0].reshape(per_key), key[1].reshape(per_key)), _positions(shape))
