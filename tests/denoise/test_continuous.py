@@ -12,7 +12,7 @@ import kdiff_jax as kd
 
 MEAN, STD = 0.3, 0.8
 LEVELS = [80.0, 20.0, 4.0, 1.0, 0.25, 0.05, 0.002]
-SCHEDULE = kd.dpm2(kd.levels(NOISE, sigmas=LEVELS))
+SCHEDULE = kd.dpm2(kd.levels(None, sigmas=LEVELS))
 
 
 def exact(x, sigma):
@@ -105,7 +105,7 @@ def test_rows_of_any_alpha_are_the_level_sigma_over_alpha():
     denoise = kd.edm_denoiser(model_fn)
     for row in kd.lcm(kd.lcm_levels(NOISE, 4)):
         alpha, sigma = (float(np.asarray(level)) for level in (row.alpha, row.sigma))
-        flat = kd.dpm2(kd.levels(NOISE, sigmas=[sigma / alpha]))[0]
+        flat = kd.dpm2(kd.levels(None, sigmas=[sigma / alpha]))[0]
         here, there = denoise(out, x, row), denoise(out, x / np.float32(alpha), flat)
         assert relative_error(here.denoised, there.denoised) < 1e-6
         assert relative_error(here.epsilon, there.epsilon) < 1e-6
@@ -117,7 +117,7 @@ def test_rows_of_any_alpha_are_the_level_sigma_over_alpha():
 @pytest.mark.parametrize("name", ["edm", "k-diffusion's Denoiser"])
 def test_a_whole_run_follows_the_exact_solution(name):
     levels = np.geomspace(80, 0.002, 60)
-    schedule = kd.dpm2(kd.levels(NOISE, sigmas=levels))
+    schedule = kd.dpm2(kd.levels(None, sigmas=levels))
     x = kd.initial_sample(schedule, jax.random.key(0), (4, 16))
     got = kd.sample(EXACT[name], None, schedule, x)
     scale = STD / np.sqrt(STD**2 + 80.0**2)
