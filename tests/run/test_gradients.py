@@ -42,7 +42,7 @@ def unrolled(theta, schedule):
     return jnp.sum(jnp.sin(state.sample))
 
 
-@pytest.mark.parametrize("name", ["euler", "dpm2", "ancestral", "lcm", "unipc"])
+@pytest.mark.parametrize("name", ["euler", "dpm2", "ancestral", "lcm", "tcd", "unipc"])
 def test_both_modes_match_finite_differences_and_the_unrolled_loop_in_float64(name):
     with sp.x64():
         schedule, theta = SAMPLERS[name](4), theta_of(jnp.float64)
@@ -199,7 +199,7 @@ THETA: dict[str, Any] = {
     "sigma_min": 0.05,
     "rho": 6.0,
 }
-DRAW = ("ancestral", "2m_sde")
+DRAW = ("ancestral", "2m_sde", "2s", "sde")
 BUILDERS: dict[str, Any] = {
     "euler": kd.euler,
     "dpm2": kd.dpm2,
@@ -207,6 +207,9 @@ BUILDERS: dict[str, Any] = {
     "2m_sde": kd.dpmpp_2m,
     "3m": kd.dpmpp_3m,
     "unipc": kd.unipc,
+    "heun": kd.heun,
+    "2s": kd.dpmpp_2s_ancestral,
+    "sde": kd.dpmpp_sde,
 }
 
 
