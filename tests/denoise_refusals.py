@@ -90,6 +90,7 @@ CONDITIONS: list[Refusal] = [
     (lambda: conditioned(X, jnp.zeros(4)), r"uncond has shape \(4,\) and cond \(2, 3\); pass one"),
     (lambda: guided("nothing"), "uncond = 'nothing' is neither.*text encoder"),
     (lambda: guided({"label": HUGE}), r"uncond\['label'\] = 1000.* is neither an array nor a"),
+    (lambda: guided(float("nan")), "uncond = nan is not finite; pass the condition"),
     (lambda: guided(np.datetime64("2020")), "uncond = .*2020.* is neither an array"),
     (lambda: sample(cond="a cat"), "cond = 'a cat' is neither an array.*text encoder"),
     (lambda: sample(cond=["a", "b"]), r"cond\[0\] = 'a' is neither an array nor a number"),
@@ -132,6 +133,7 @@ NETWORKS: list[Refusal] = [
     (lambda: kd.denoiser(types.SimpleNamespace()), "model_fn = namespace.* is not callable"),  # type: ignore[arg-type]
     (lambda: kd.denoiser(Unhashable()), "has no hash.*pass a function"),
     (lambda: kd.denoiser(network, dtype="floaty"), "dtype = 'floaty' is no floating dtype; pass"),
+    (lambda: kd.denoiser(network, dtype=X), "dtype = .* is no floating dtype; pass"),
     (lambda: kd.denoiser(network, ["sample"]), r"prediction_type = \['sample'\] is not known"),  # type: ignore[arg-type]
 ]
 

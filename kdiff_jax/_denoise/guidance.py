@@ -7,6 +7,7 @@ into receives the scale instead, see `guidance_embedding`, and is evaluated once
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -282,6 +283,8 @@ def guided(
     check_flag("batched", batched)
     denoise = as_denoise(denoise)
     check_arrays("uncond", uncond)
+    if any(isinstance(leaf, float) and not math.isfinite(leaf) for leaf in jax.tree.leaves(uncond)):
+        raise ValueError(f"uncond = {shown(uncond)} is not finite; pass the condition for none.")
     scale = _check_scale(scale, per_step)
     ends = None if interval is None else _check_interval(interval)
     phi, rescale_of = _check_rescale(rescale, rescale_of, denoise)

@@ -168,7 +168,8 @@ def check_network(model_fn: ModelFn, dtype: DTypeLike | None) -> np.dtype | None
     if dtype is None:
         return None
     try:
-        found = jnp.dtype(dtype)
+        # NumPy would take an array for its dtype.
+        found = None if isinstance(dtype, (np.ndarray, np.generic, jax.Array)) else jnp.dtype(dtype)
     except TypeError:
         found = None
     if found is None or not jnp.issubdtype(found, jnp.floating):
