@@ -37,7 +37,9 @@ def check_arguments(denoise: Any, params: Any, cond: Any, batch: int) -> None:
 
 def check_arrays(name: str, tree: Any) -> None:
     """Refuses a leaf that is neither an array nor a number."""
-    if all(isinstance(leaf, jax.Array) or _is_numeric(leaf) for leaf in jax.tree.leaves(tree)):
+    # One of each type: a network has thousands of leaves, and isinstance of arrays is slow.
+    kinds = {type(leaf): leaf for leaf in jax.tree.leaves(tree)}
+    if all(isinstance(leaf, jax.Array) for leaf in kinds.values()):
         return
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if not _is_numeric(leaf):
