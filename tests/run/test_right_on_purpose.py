@@ -68,7 +68,7 @@ def test_ancestral_steps_of_the_cosine_schedule_are_finite_and_noisy(num_steps):
 
 def test_noise_is_drawn_whenever_the_next_level_is_not_zero():
     # k-diffusion drops it where sigma_down, here 1e-9, rounds to 0.
-    row = kd.dpm2_ancestral(kd.levels(NOISE, sigmas=[1e3, 1e-3]))[1]
+    row = kd.dpm2_ancestral(kd.levels(None, sigmas=[1e3, 1e-3]))[1]
     assert row.noise_weight == pytest.approx(1e-3, rel=1e-6)
     assert row.epsilon_weight == pytest.approx(-1e3, rel=1e-6)
 
