@@ -44,7 +44,7 @@ def warn_of_pixels(name: str, x0: Any) -> None:
 
 def warn_above_training(level: float, highest: float) -> None:
     """Warns of a level to visit that is far above all of training."""
-    if level > 2 * highest:
+    if level > 4 * highest:
         warnings.warn(
             f"the noise level {level:.6g} is far above {highest:.6g}, the highest of training, and "
             "the network receives the last timestep there; lower it.",

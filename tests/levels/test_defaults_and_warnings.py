@@ -72,7 +72,7 @@ def test_levels_far_above_training_warn() -> None:
         kd.levels(NOISE, 5, grid="karras", sigma_max=999.0)
     with pytest.warns(UserWarning, match=message):
         kd.lcm_levels(NOISE, sigmas=[999, 500, 1])
-    kd.levels(NOISE, sigmas=[15.0, 1.0])
+    kd.levels(NOISE, sigmas=[50.0, 1.0])
     kd.levels(None, sigmas=[999, 500, 1])
 
 

@@ -122,6 +122,8 @@ TABLES: list[Refusal] = [
     (lambda: STACK.pad(9), r"rows have shape \(2, 5\); pad lengthens one table.*before stacking"),
     (lambda: DPM2.pad(9, ["noise"]), r"columns names \['noise'\]; expected .*noise_weight"),
     (lambda: DPM2.pad(9, ["idle"]), r"columns names \['idle'\]; expected columns of Row"),
+    (lambda: DPM2.pad(9, 3), "columns = 3; pass names of columns"),  # type: ignore[arg-type]
+    (lambda: DPM2.rows_at(np.array([-1])), r"i = array\(\[-1\]\) is below 0; pass row numbers"),
     (lambda: DPM2.pad(9, "noise_weight"), r"leaves out \['advances', 'anchor_weight'.*name all"),
     (lambda: kd.stack([]), "an empty list; pass a list of at least one schedule"),
     (lambda: kd.stack([DPM2, LEVELS]), r"given Levels\(3 steps.*pass a list"),  # type: ignore[list-item]
