@@ -68,7 +68,13 @@ def divided(x: jax.Array, number: jax.Array) -> jax.Array:
     XLA divides, or multiplies with the reciprocal, as it finds other uses of the number: in the
     program of one device otherwise than in that of several, which then differ in the last bit.
     """
-    return x * jnp.reciprocal(number)
+    return x * _reciprocal(number)
+
+
+@functools.partial(jax.jit, inline=True)
+def _reciprocal(number: jax.Array) -> jax.Array:
+    # Compiled alone: outside of a program the 1 would cross to the device in every call.
+    return 1 / number
 
 
 def on_own_mesh(function: Function) -> Function:

@@ -37,7 +37,7 @@ def brought(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def check_array(name: str, value: Any, *, finite: bool = True) -> jax.Array:
+def check_batch(name: str, value: Any, *, finite: bool = True) -> jax.Array:
     """An array of a real floating dtype with a batch axis; lists and numbers are none.
 
     A NaN is seen where the array is on the host.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import per_sample, state_dtype
-from kdiff_jax._checks import check_array, shown
+from kdiff_jax._checks import check_batch, shown
 from kdiff_jax._denoise.prediction import brief
 from kdiff_jax._noise.keyed import sample_keys
 from kdiff_jax._table.check import check_row, is_known
@@ -34,7 +34,7 @@ def add_noise_of(noise_fn: NoiseFn, x: jax.Array, row: Row, keys: jax.Array | No
     weight = per_sample(row.noise_weight, x)
 
     def noisy(x: jax.Array) -> jax.Array:
-        z = check_array("what noise_fn returned", noise_fn(keys, row, x.shape))
+        z = check_batch("what noise_fn returned", noise_fn(keys, row, x.shape))
         if z.shape != x.shape:
             raise ValueError(
                 f"noise_fn returned {z.dtype}{list(z.shape)} for a sample of {x.dtype}"
@@ -140,7 +140,7 @@ def given_noise(noise: jax.Array) -> GivenNoise:
 
     Source: the `noise_sampler` arguments of k-diffusion's samplers.
     """
-    noise = check_array("noise", noise, finite=False)  # entries that are not read may be anything
+    noise = check_batch("noise", noise, finite=False)  # entries that are not read may be anything
     if noise.ndim < 2:
         raise ValueError(f"noise has shape {noise.shape}; pass [N, B, ...], one z a step.")
     return GivenNoise(noise.astype(state_dtype(noise)))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import along, on_own_mesh, per_sample, state_dtype
-from kdiff_jax._checks import check_array, check_int, shown
+from kdiff_jax._checks import check_batch, check_int, shown
 from kdiff_jax._denoise.prediction import units
 from kdiff_jax._noise import threefry
 from kdiff_jax._table.check import check_row, check_schedule
@@ -122,7 +122,7 @@ def add_noise(row: Row, x0: jax.Array, eps: jax.Array) -> jax.Array:
     Source: `add_noise` of diffusers' KDPM2DiscreteScheduler and LCMScheduler.
     """
     check_row(row)
-    x0, eps = check_array("x0", x0), check_array("eps", eps)
+    x0, eps = check_batch("x0", x0), check_batch("eps", eps)
     if x0.shape != eps.shape:
         raise ValueError(f"x0 {x0.shape} and eps {eps.shape} differ; expected [B, ...] both.")
     x0 = x0.astype(state_dtype(x0))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import per_sample, state_dtype
-from kdiff_jax._checks import check_array
+from kdiff_jax._checks import check_batch
 from kdiff_jax._denoise.prediction import as_leaf
 
 
@@ -40,7 +40,7 @@ def slerp(first: jax.Array, second: jax.Array, fraction: ArrayLike) -> jax.Array
     Source: Shoemake 1985, "Animating rotation with quaternion curves"; the variation seed of
     AUTOMATIC1111's web UI.
     """
-    first, second = check_array("first", first), check_array("second", second)
+    first, second = check_batch("first", first), check_batch("second", second)
     if first.shape != second.shape:
         raise ValueError(
             f"first {first.shape} and second {second.shape} differ; expected [B, ...] both."

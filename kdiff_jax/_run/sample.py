@@ -117,7 +117,7 @@ def sample(
 
     Raises:
       ValueError: arguments in another order, or of another kind: levels as schedule, a network as
-        denoise, a list of keys, strings in cond; a noise_fn or per_step scales that end before the
+        denoise, a list of keys; a noise_fn or per_step scales that end before the
         run; neither key nor noise_fn for a schedule with a noise column; a noise_fn for one
         without, or one that returns another shape; a slice of rows that read a history without
         the State, or a State of other columns; an epsilon network on a schedule with

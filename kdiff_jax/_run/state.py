@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import on_own_mesh, state_dtype
-from kdiff_jax._checks import brought, check_array
+from kdiff_jax._checks import brought, check_batch
 from kdiff_jax._table.check import check_schedule
 from kdiff_jax._table.row import Row
 from kdiff_jax._table.schedule import Schedule
@@ -127,7 +127,7 @@ def check_state(state: State, rows: Row) -> None:
             "kd.init or from the steps before."
         )
     for name in ("sample", *holds):
-        leaf = check_array(f"state.{name}", getattr(state, name))
+        leaf = check_batch(f"state.{name}", getattr(state, name))
         if leaf.shape != state.sample.shape:
             raise ValueError(
                 f"state.{name} has shape {leaf.shape} and state.sample {state.sample.shape}; pass "
@@ -143,5 +143,5 @@ def check_sample(x: jax.Array) -> jax.Array:
     """The sample as an array of its state's dtype."""
     if isinstance(x, jax.Array) and x.dtype == np.float32 and x.ndim:
         return x  # what follows takes as long as a whole step of a small sample
-    x = check_array("x", x)
+    x = check_batch("x", x)
     return x.astype(state_dtype(x))

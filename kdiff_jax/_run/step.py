@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdiff_jax._arrays import along, on_own_mesh, per_sample
-from kdiff_jax._checks import brought, check_array
+from kdiff_jax._checks import brought, check_batch
 from kdiff_jax._denoise.prediction import Prediction
 from kdiff_jax._noise.keyed import add_row_noise, sample_keys
 from kdiff_jax._run.state import State, check_state
@@ -71,7 +71,7 @@ def step(
     if key is not None and noise is not None:
         raise ValueError("step was given both key and noise; give one of them.")
     shape, weight = state.sample.shape, row.noise_weight
-    if noise is not None and (noise := check_array("noise", noise)).shape != shape:
+    if noise is not None and (noise := check_batch("noise", noise)).shape != shape:
         raise ValueError(
             f"noise has shape {noise.shape} and the sample {shape}; give one z a sample."
         )
@@ -94,7 +94,7 @@ def check_prediction(name: str, prediction: Any, x: jax.Array) -> Prediction:
             "returns, kd.denoiser(model_fn)(params, x, row, cond)."
         )
     for half in ("denoised", "epsilon"):
-        value = check_array(f"{name}.{half}", getattr(prediction, half))
+        value = check_batch(f"{name}.{half}", getattr(prediction, half))
         if value.shape != x.shape:
             raise ValueError(
                 f"{name}.{half} has shape {value.shape} and the sample {x.shape}; pass one of the "
