@@ -194,7 +194,7 @@ def _check_noise(draws: bool, key: jax.Array | None, noise_fn: NoiseFn | None) -
             f"noise_fn = {brought(noise_fn)} is not callable; pass a function "
             "noise_fn(key, row, shape), or kd.given_noise(array)."
         )
-    if noise_fn is not None:
+    if noise_fn is not None and not hasattr(noise_fn, "check_run"):
         parameters_of("noise_fn", noise_fn, 3, "expected noise_fn(key, row, shape): pass one.")
     if noise_fn is not None and not draws:
         raise ValueError(
