@@ -15,6 +15,7 @@ from programs import compilations, copies_in_loops
 from samplers import ELEMENTWISE, MIXING, NOISE, SAMPLERS, STOCHASTIC, relative_error
 
 import kdiff_jax as kd
+from kdiff_jax._table.schedule import NEUTRAL
 
 N, SHAPE = 4, (3, 8)
 KEY = jax.random.key(31)
@@ -22,7 +23,7 @@ mixing = kd.denoiser(sp.mixing_model)
 elementwise = kd.denoiser(sp.elementwise_model)
 every_stochastic = pytest.mark.parametrize("name", STOCHASTIC)
 # One executable for the padded tables of all samplers.
-COLUMNS = ("epsilon_weight", "noise_weight", "anchor_weight", "alpha", "input_scale")
+COLUMNS = tuple(NEUTRAL)
 RUNS: dict[str, dict[str, Any]] = {"scan": {}, "unroll": {"unroll": 2}, "remat": {"remat": "rows"}}
 FUNCTIONS: dict[str, Any] = {
     "row_noise": lambda: kd.row_noise,

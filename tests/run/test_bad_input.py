@@ -219,7 +219,8 @@ NOISES: list[Refusal] = [
     (lambda: kd.add_noise(DPM2[0], X, X > 0), "eps is bool; expected a real floating dtype"),
     (lambda: kd.slerp([[1.0]], X, 0.5), r"first is a list; expected an array \[B"),  # type: ignore[arg-type]
     (lambda: kd.slerp(X, X, "0.5"), "fraction = '0.5' is not a"),  # type: ignore[arg-type]
-    (lambda: kd.slerp(X, X, np.ones((2, 2))), r"fraction has shape \(2, 2\); pass one number"),
+    (lambda: kd.slerp(X, X, np.ones((2, 2))), r"fraction = .* of rank 2.* pass one number"),
+    (lambda: kd.slerp(X, X, np.ones(5)), r"fraction has shape \(5,\); pass one number"),
     (lambda: kd.slerp(X, np.full((2, 3), np.nan), 0.5), "second holds a NaN or an infinity"),  # type: ignore[arg-type]
     (lambda: kd.slerp(X, X, math.inf), "fraction = inf is out of range"),
     (lambda: kd.slerp(X, X, jnp.ones(2, int)), "fraction is int32; expected a real floating dtype"),
@@ -230,6 +231,10 @@ NOISES: list[Refusal] = [
     (
         lambda: sample(ANCESTRAL, noise_fn=kd.given_noise(GIVEN[:1])),
         r"noise has shape \(1, 2, 3\), 1 steps, and step 1 of the run .*N of at least 2",
+    ),
+    (
+        lambda: sample(kd.dpmpp_sde(kd.levels(NOISE, 3)), noise_fn=kd.given_noise(GIVEN)),
+        r"one entry a step, and the run draws twice in a step; pass \[N, 2, B, \.\.\.\]",
     ),
     (
         lambda: sample(LCM, noise_fn=lambda key, row, shape: None),
