@@ -58,9 +58,9 @@ def consistency(
 
     With `t = timestep * timestep_scaling` and `xs = input_scale * x`:
     `c_skip = sigma_data^2 / (t^2 + sigma_data^2)`, `c_out = t / sqrt(t^2 + sigma_data^2)`, so
-    that at timestep 0 the consistency function is the identity. Neither a table nor a network
-    shows whether it was trained with this scaling, so nothing is refused: `kd.lcm` runs other
-    networks too, and tables other than its own integrate D as if it were the mean of x0.
+    that at timestep 0 the consistency function is the identity. A network does not show whether it
+    was trained with this scaling, so nothing is refused: `kd.lcm` runs other networks too. On a
+    table with midpoints, `kd.dpm2` and the like, `kd.sample` warns: they take a slope of D.
 
     Args:
       denoise: the denoiser to wrap; clipping and thresholding belong inside.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import jax
 import numpy as np
 
 from kdiff_jax._checks import brought
+from kdiff_jax._denoise.consistency import Consistency
 from kdiff_jax._denoise.prediction import prediction_type_of
 from kdiff_jax._table.check import is_known
 from kdiff_jax._table.schedule import Schedule
@@ -60,3 +62,19 @@ def check_lengths(denoise: Any, noise_fn: Any, schedule: Schedule, shape: tuple[
                     f"to step {needs - 1}; pass one a step of the whole run, [{needs}]."
                 )
         denoise = getattr(denoise, "denoise", None)
+
+
+def warn_of_midpoints(denoise: Any, schedule: Schedule) -> None:
+    """Warns of `kd.consistency` on a table with midpoints: what it returns has no slope there."""
+    weights = schedule.rows.anchor_weight
+    while denoise is not None and not isinstance(denoise, Consistency):
+        denoise = getattr(denoise, "denoise", None)
+    if denoise is None or weights is None or not is_known(weights):
+        return
+    if np.any(jax.device_get(weights)):
+        warnings.warn(
+            "denoise has kd.consistency in it, which returns the end of a trajectory, and the "
+            "schedule has midpoints, from which a solver takes a slope; take kd.lcm, or the "
+            "denoiser without kd.consistency.",
+            stacklevel=3,
+        )

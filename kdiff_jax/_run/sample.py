@@ -17,7 +17,12 @@ from kdiff_jax._denoise.prediction import Denoise, Prediction, as_pytree, predic
 from kdiff_jax._noise.given import NoiseFn
 from kdiff_jax._noise.keyed import sample_keys
 from kdiff_jax._run import progress as bars
-from kdiff_jax._run.check import check_denoise, check_lengths, parameters_of
+from kdiff_jax._run.check import (
+    check_denoise,
+    check_lengths,
+    parameters_of,
+    warn_of_midpoints,
+)
 from kdiff_jax._run.loop import Remat, run
 from kdiff_jax._run.state import State, check_start
 from kdiff_jax._table.row import Row
@@ -153,6 +158,7 @@ def sample(
     check_denoise(denoise)
     _check_noise(draws, key, noise_fn)
     check_lengths(denoise, noise_fn, schedule, first.shape)
+    warn_of_midpoints(denoise, schedule)
     _check_network(schedule, prediction_type_of(denoise))
     check_arguments(denoise, params, cond, first.shape[0])
     unroll = check_int("unroll", unroll, 1)

@@ -402,3 +402,18 @@ def test_what_is_no_row_is_an_index_or_a_type_error():
             DPM2[i]
     with pytest.raises(TypeError, match=r"got 1\.5; .*levels\.start_at"):
         DPM2[1.5]  # type: ignore[call-overload]
+
+
+def test_consistency_on_a_table_with_midpoints_warns():
+    denoise = kd.clipped(kd.consistency(DENOISE))
+    with pytest.warns(UserWarning, match=r"kd.consistency .* midpoints.*take kd.lcm") as told:
+        kd.sample(denoise, jnp.float32(0.1), DPM2, X)
+    assert told[0].filename == __file__
+    # Euler's columns beside an anchor that no row reads.
+    kd.sample(
+        denoise,
+        jnp.float32(0.1),
+        EULER.pad(9, ("anchor_weight", "input_scale", "epsilon_weight")),
+        X,
+    )
+    kd.sample(denoise, jnp.float32(0.1), EULER, X)

@@ -74,6 +74,7 @@ def sample_with(
     return kd.sample(denoise, params, schedule, x, key, np.ones(2, np.float32))
 
 
+@pytest.mark.filterwarnings("ignore:denoise has kd.consistency")
 def test_nothing_recompiles_for_other_numbers(caplog):
     def ancestral(noise=NOISE, eta=1.0, s_noise=1.0, **options):
         count = () if {"timesteps", "sigmas"} & set(options) else (3,)
