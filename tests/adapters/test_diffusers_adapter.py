@@ -16,7 +16,13 @@ import pytest
 
 import kdiff_jax as kd
 from kdiff_jax.adapters import diffusers as kd_diffusers
-from kdiff_jax.adapters.diffusers.keys import METHODS, REQUIRED, ClassName, SamplerName
+from kdiff_jax.adapters.diffusers.keys import (
+    METHODS,
+    REQUIRED,
+    ClassName,
+    FlowClassName,
+    SamplerName,
+)
 
 # scheduler_config.json as published with checkpoints.
 DATA = Path(__file__).parents[1] / "data"
@@ -31,6 +37,17 @@ CLASSES: dict[SamplerName, str] = {
     "dpm2": "KDPM2DiscreteScheduler",
     "dpm2_ancestral": "KDPM2AncestralDiscreteScheduler",
     "lcm": "LCMScheduler",
+}
+# Those of tests/adapters/test_solver_keys.py.
+SOLVERS: dict[SamplerName, str] = {
+    "heun": "HeunDiscreteScheduler",
+    "dpmpp_2s": "DPMSolverSinglestepScheduler",
+    "dpmpp_2s_ancestral": "EulerDiscreteScheduler",
+    "dpmpp_sde": "EulerDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmpp_3m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "tcd": "TCDScheduler",
 }
 BUILD: dict[SamplerName, Callable[[kd.Levels], kd.Schedule]] = {
     "euler": kd.euler,
@@ -457,9 +474,11 @@ def test_overrides_of_a_flow_are_keys_of_a_flow() -> None:
 
 
 def test_the_table_of_samplers_is_the_type_of_their_names() -> None:
-    assert set(METHODS) == set(get_args(SamplerName)) == set(CLASSES)
+    assert set(METHODS) == set(get_args(SamplerName)) == {*CLASSES, *SOLVERS}
     assert {method.class_name for method in METHODS.values()} == set(get_args(ClassName))
+    assert {name: method.class_name for name, method in METHODS.items()} == CLASSES | SOLVERS
     assert {method.flow_class_name for method in METHODS.values()} <= set(FLOW_CLASSES)
+    assert set(get_args(FlowClassName)) == set(FLOW_CLASSES)
 
 
 def test_a_sampler_prints_in_one_line() -> None:

@@ -9,8 +9,24 @@ import numpy as np
 from jax.typing import ArrayLike
 
 import kdiff_jax as kd
+from kdiff_jax._arrays import common_namespace
 from kdiff_jax._checks import check_choice, check_number
 from kdiff_jax.adapters.diffusers.levels import Config, grid_of
+
+
+def flow_keys(config: Config) -> Config | None:
+    """The keys of a flow in the words of flow-matching configs; None for a beta schedule."""
+    if "shift" in config:
+        return config
+    if not config.get("use_flow_sigmas"):
+        return None
+    same = ("num_train_timesteps", "use_dynamic_shifting", "time_shift_type")
+    shift_terminal = config.get("shift_terminal")
+    return {
+        **{key: config[key] for key in same},
+        "shift": config["flow_shift"],
+        "shift_terminal": shift_terminal,
+    }
 
 
 def flow_of(
@@ -34,6 +50,11 @@ def flow_of(
             "was given; pass exactly one of mu=... and image_seq_len=..., the tokens of an image."
         )
     if image_seq_len is not None:
+        if "base_shift" not in config:
+            raise ValueError(
+                f"image_seq_len = {image_seq_len} given, and the config has no base_shift and "
+                "max_shift to take a shift from; pass mu=..., the logarithm of the shift."
+            )
         points = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
         line = {key: config[key] for key in points}
         mu = np.log(kd.flow_schedule(image_seq_len=image_seq_len, **line).shift)
@@ -75,9 +96,53 @@ def flow_levels(
     return kd.levels(flow, levels.num_steps, grid=grid, sigma_min=low, sigma_max=high)
 
 
-def check_flow_config(config: Config) -> None:
-    """The values of a flow-matching config, checked when it is read."""
-    check_choice("time_shift_type", config["time_shift_type"], ("exponential", "linear"))
-    check_number("shift", config["shift"], above=0)
-    mu = 1.0 if config["use_dynamic_shifting"] else None
-    flow_levels(config, 2, None, mu, None)
+def solver_flow_levels(
+    config: Config,
+    num_inference_steps: int | None,
+    sigmas: Sequence[float] | np.ndarray | None,
+    mu: ArrayLike | None,
+    image_seq_len: int | None,
+) -> kd.Levels:
+    """The levels that `use_flow_sigmas` of DPM-Solver and UniPC prepares; whole timesteps.
+
+    Of UniPC, which begins at 1 - 1e-6, those of WanPipeline; DPM-Solver begins at 1 - 1 / T.
+    """
+    flow = flow_of(flow_keys(config) or {}, mu, image_seq_len)
+    train, starts_at_1 = flow.num_train_timesteps, "disable_corrector" in config
+    if sigmas is not None:
+        if not starts_at_1:
+            raise ValueError(
+                "sigmas given to a DPM-Solver sampler, whose set_timesteps takes none; give "
+                "num_inference_steps, or take kd.levels(sampler.noise, sigmas=...)."
+            )
+        given = flow.given_sigmas(sigmas)[0]
+        if num_inference_steps not in (None, len(given)):
+            raise ValueError(
+                f"num_inference_steps = {num_inference_steps} and sigmas holds {len(given)} "
+                "levels; leave one out, or make them agree."
+            )
+    elif num_inference_steps is None:
+        raise ValueError("num_inference_steps is missing; give it, or sigmas=[...].")
+    elif starts_at_1:
+        given = np.linspace(1, 1 / train, num_inference_steps + 1)[:-1]
+    else:
+        given = 1 - np.linspace(1, 1 / train, num_inference_steps + 1)[:0:-1]
+    xp, given, shift = common_namespace(given, flow.shift)
+    # As diffusers writes it, for a timestep that is cut off one rounding later is another one.
+    plain = shift * given / (1 + (shift - 1) * given)
+    moved = plain if flow.shift_terminal is None else flow.shifted(given)
+    if starts_at_1:
+        moved = xp.minimum(moved, 1 - 1e-6)
+    levels = kd.levels(flow, sigmas=moved)
+    timesteps = xp.floor(moved * train)
+    return replace(levels, timesteps=timesteps, init_noise_sigma=np.ones(()))
+
+
+def check_flow_config(config: Config) -> kd.Levels:
+    """The values of a flow, checked when its config is read; levels of two steps."""
+    keys = flow_keys(config) or {}
+    check_choice("time_shift_type", keys["time_shift_type"], ("exponential", "linear"))
+    check_number("shift" if "shift" in config else "flow_shift", keys["shift"], above=0)
+    mu = 1.0 if keys["use_dynamic_shifting"] else None
+    levels_of = flow_levels if "shift" in config else solver_flow_levels
+    return levels_of(config, 2, None, mu, None)

@@ -19,10 +19,10 @@ from kdiff_jax.adapters.diffusers.keys import (
     FLOW_REQUIRED,
     METHODS,
     NO_BETA_SCHEDULE,
-    REQUIRED,
     SAMPLER_KEY,
     STOCHASTIC_KEY,
     ClassName,
+    FlowClassName,
     SamplerName,
 )
 from kdiff_jax.adapters.diffusers.levels import GRID_FLAGS, Config
@@ -41,7 +41,7 @@ LARGEST_FILE = 2**26
 
 def from_config(
     config: Config | str | os.PathLike[str],
-    sampler: SamplerName | ClassName | None = None,
+    sampler: SamplerName | ClassName | FlowClassName | None = None,
     **overrides: Any,
 ) -> DiffusersSampler:
     """A sampler from a diffusers scheduler config: a dict, a JSON file or a checkpoint folder.
@@ -49,10 +49,11 @@ def from_config(
     Args:
       config: the config; or the path of a file, of a folder with `scheduler_config.json`, or of
         a checkpoint folder with `scheduler/scheduler_config.json`.
-      sampler: "euler", "euler_ancestral", "ddim", "dpm2", "dpm2_ancestral" or "lcm", or the class
-        of diffusers that it is ("DDIMScheduler"); by default the one that `_class_name` is. Most
-        checkpoints carry another scheduler's config, so this is the common call. A flow-matching
-        config gives each of them on a flow.
+      sampler: "euler", "euler_ancestral", "ddim", "heun", "dpm2", "dpm2_ancestral", "dpmpp_2s",
+        "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m", "dpmpp_3m", "unipc", "lcm" or "tcd", or the
+        class of diffusers that it is ("DDIMScheduler"); by default the one that `_class_name` is.
+        Most checkpoints carry another scheduler's config, so this is the common call. A
+        flow-matching config gives each of them on a flow that is defined there.
       overrides: keys of the sampler's config in place of those that are read, as diffusers takes
         them: `use_karras_sigmas=True`.
 
@@ -81,13 +82,18 @@ def from_config(
     overrides = canonical(overrides)
     config = {**canonical(config), **overrides}
     flow, name = _is_flow(config), _sampler_name(config, sampler)
-    ours = {} if flow else METHODS[name].ours
-    keys = FLOW_KEYS if flow else {**METHODS[name].keys, **ours}
-    required = FLOW_REQUIRED if flow else REQUIRED
+    method = METHODS[name]
+    ours = {} if flow else method.ours
+    keys = FLOW_KEYS if flow else {**method.keys, **ours}
+    required = FLOW_REQUIRED if flow else method.required
     chooses = [STOCHASTIC_KEY] if flow and sampler is None else []
     _check_overrides(name, overrides, [*keys, *required, *chooses])
     check_required(config, required)
     values = _values_of(config, keys)
+    if not flow:
+        values = _solver_values(name, values, overrides, named=sampler == name)
+        # Of two samplers of one class, the order that the config has.
+        name = "dpmpp_3m" if name == "dpmpp_2m" and values["solver_order"] == 3 else name
     for key, default in ours.items():
         if values[key] == default:
             del values[key]
@@ -144,15 +150,17 @@ def _is_flow(config: Config) -> bool:
     return isinstance(class_name, str) and class_name in FLOW_CLASSES
 
 
-def _sampler_name(config: Config, sampler: SamplerName | ClassName | None) -> SamplerName:
+def _sampler_name(config: Config, sampler: str | None) -> SamplerName:
     """The sampler that the caller names, or else the one that the config's class is."""
     class_name, flow = config.get("_class_name"), _is_flow(config)
-    if flow and sampler is None:
-        stochastic = truth(STOCHASTIC_KEY, config.get(STOCHASTIC_KEY) or False)
-        sampler = "lcm" if stochastic else FLOW_CLASSES[str(class_name)]
-        sampler = config.get(SAMPLER_KEY, sampler)
+    if sampler is None:
+        sampler = config.get(SAMPLER_KEY)
+        if flow and sampler is None:
+            stochastic = truth(STOCHASTIC_KEY, config.get(STOCHASTIC_KEY) or False)
+            sampler = "lcm" if stochastic else FLOW_CLASSES[str(class_name)]
     if isinstance(sampler, str):
-        sampler = _of_class(sampler) or sampler
+        of_flow = FLOW_CLASSES.get(sampler) if flow else None
+        sampler = of_flow or _of_class(sampler) or sampler
     if sampler is not None:
         check_choice("sampler", sampler, METHODS)
     if not flow and isinstance(class_name, str):
@@ -175,7 +183,11 @@ def _sampler_name(config: Config, sampler: SamplerName | ClassName | None) -> Sa
 
 def _of_class(class_name: object) -> SamplerName | None:
     """The sampler that a class of diffusers is."""
-    found = (name for name, method in METHODS.items() if method.class_name == class_name)
+    found = (
+        name
+        for name, method in METHODS.items()
+        if method.own_class and method.class_name == class_name
+    )
     return next(found, None)
 
 
@@ -212,20 +224,79 @@ def _values_of(config: Config, defaults: Config) -> dict[str, Any]:
     return values
 
 
+def _solver_values(
+    name: SamplerName, values: dict[str, Any], overrides: Config, named: bool
+) -> dict[str, Any]:
+    """The values with what the sampler's name decides, and with one word for each setting."""
+    method = METHODS[name]
+    fixed = method.fixed if named else {}
+    for key, value in fixed.items():
+        if overrides.get(key, value) != value:
+            raise ValueError(
+                f"{key} = {shown(overrides[key])} given to from_config with sampler={name!r}, "
+                f"whose {key} is {value}; leave one of them out."
+            )
+    values = {**values, **fixed}
+    for key, allowed in method.options.items():
+        value = values[key] = method.aliases.get((key, values[key]), values[key])
+        if value not in allowed:
+            expected = ", ".join(repr(option) for option in allowed)
+            raise ValueError(
+                f"{key} = {shown(value)} is not supported by a {name} sampler; expected {expected}."
+            )
+    return values
+
+
+def _check_solver(name: SamplerName, config: Config) -> None:
+    """Refuses keys of DPM-Solver and UniPC that do not go together."""
+    flow, ends_low = config.get("use_flow_sigmas"), config.get("final_sigmas_type") == "sigma_min"
+    grid = next((flag for flag in GRID_FLAGS if config.get(flag)), None)
+    wrong = ""
+    if flow and config["prediction_type"] != "flow_prediction":
+        wrong = f"prediction_type = {config['prediction_type']!r}; pass 'flow_prediction'"
+    elif flow and grid:
+        wrong = f"{grid} = true, which is a grid of the beta schedule; keep one"
+    elif flow and ends_low:
+        wrong = "final_sigmas_type = 'sigma_min', a level of the beta schedule; pass 'zero'"
+    if wrong:
+        raise ValueError(f"use_flow_sigmas = true does not go with {wrong}.")
+    if config.get("shift_terminal") is not None and not flow:
+        raise ValueError(
+            f"shift_terminal = {config['shift_terminal']} is the end of a flow; pass "
+            "use_flow_sigmas=True with it."
+        )
+    if ends_low and grid and name in ("unipc", "dpmpp_2s"):
+        raise ValueError(
+            f"final_sigmas_type = 'sigma_min' with {grid} = true: the last step of diffusers' "
+            f"{METHODS[name].class_name} would begin where it ends; expected 'zero', or no grid."
+        )
+    if name == "unipc" and not ends_low and not config["lower_order_final"]:
+        raise ValueError(
+            "lower_order_final = false with final_sigmas_type = 'zero': a last step of second "
+            "order to sigma = 0 is infinitely long, and NaN in diffusers; expected true."
+        )
+
+
 def _check_whole(sampler: DiffusersSampler) -> None:
     # A config is checked whole when it is read, not when the first image is sampled.
     config = sampler.config
+    if sampler.flow_class:
+        METHODS[sampler.name].build(check_flow_config(config))
+        return
+    _check_solver(sampler.name, config)
     if sampler.flow:
-        return check_flow_config(config)
-    check_choice(
-        "prediction_type", config["prediction_type"], ("epsilon", "v_prediction", "sample")
-    )
-    check_choice("timestep_spacing", config["timestep_spacing"], SPACINGS)
+        check_flow_config(config)
+    else:
+        check_choice(
+            "prediction_type", config["prediction_type"], ("epsilon", "v_prediction", "sample")
+        )
+    spacing = config.get("timestep_spacing", "linspace")
+    check_choice("timestep_spacing", spacing, SPACINGS)
     sampler.denoiser(_no_network)
     last = sampler.noise.num_train_timesteps - 1
     if METHODS[sampler.name].distilled:
         sampler.levels(num_inference_steps=1)
-    elif config["timestep_spacing"] == "leading" and config["steps_offset"] > last:
+    elif spacing == "leading" and config["steps_offset"] > last:
         raise ValueError(f"steps_offset = {config['steps_offset']} is past T - 1 = {last}.")
 
 

@@ -14,9 +14,14 @@ from jax.typing import ArrayLike, DTypeLike
 import kdiff_jax as kd
 from kdiff_jax._checks import check_int
 from kdiff_jax._denoise.prediction import Denoise
-from kdiff_jax.adapters.diffusers.flow import flow_levels, flow_of
+from kdiff_jax.adapters.diffusers.flow import (
+    flow_keys,
+    flow_levels,
+    flow_of,
+    solver_flow_levels,
+)
 from kdiff_jax.adapters.diffusers.keys import METHODS, SAMPLER_KEY, SamplerName
-from kdiff_jax.adapters.diffusers.levels import Config
+from kdiff_jax.adapters.diffusers.levels import Config, tcd_levels
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,8 @@ class DiffusersSampler:
     """A scheduler config as a sampler of this library; made by `from_config`.
 
     Attributes:
-      name: "euler", "euler_ancestral", "ddim", "dpm2", "dpm2_ancestral" or "lcm".
-      config: every parameter of the scheduler class, in its own words; and for DPM2
+      name: a SamplerName, "euler" to "tcd".
+      config: every parameter of the scheduler class, in its own words; and for DPM2 and Heun
         rescale_betas_zero_snr where it is true.
     """
 
@@ -34,8 +39,13 @@ class DiffusersSampler:
 
     @property
     def flow(self) -> bool:
-        """Whether it is a flow-matching config."""
-        return "use_dynamic_shifting" in self.config
+        """Whether it is a flow-matching config, or one with use_flow_sigmas."""
+        return flow_keys(self.config) is not None
+
+    @property
+    def flow_class(self) -> bool:
+        """Whether it is a config of a flow-matching class, which any sampler reads."""
+        return "shift" in self.config
 
     @cached_property
     def noise(self) -> kd.NoiseSchedule | kd.FlowSchedule:
@@ -44,10 +54,9 @@ class DiffusersSampler:
         A NoiseSchedule; of a flow-matching config a FlowSchedule, unshifted where the shift is
         dynamic.
         """
-        if self.flow:
+        if flow := flow_keys(self.config):
             unshifted = {"use_dynamic_shifting": False, "shift": 1.0}
-            dynamic = self.config["use_dynamic_shifting"]
-            return flow_of({**self.config, **unshifted} if dynamic else self.config)
+            return flow_of({**flow, **unshifted} if flow["use_dynamic_shifting"] else flow)
         keys = ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end", "trained_betas")
         return kd.noise_schedule(
             **{key: self.config[key] for key in keys},
@@ -72,18 +81,20 @@ class DiffusersSampler:
 
         Args:
           num_inference_steps: N.
-          timesteps: LCM only, whole training timesteps in place of N.
-          original_inference_steps: LCM only, in place of the config's.
-          strength: LCM only, in (0, 1]; for DPM2 take `levels(N).start_at(step)`.
-          sigmas: flow matching only, levels in place of N, which the shift still moves, as
-            set_timesteps does. The pipelines of Flux, LTX and Qwen-Image pass
-            `np.linspace(1, 1 / N, N)`; that of Stable Diffusion 3 passes none.
+          timesteps: LCM and TCD only, whole training timesteps in place of N.
+          original_inference_steps: LCM and TCD only, in place of the config's. TCD then takes its
+            timesteps from all those of training, as in diffusers.
+          strength: LCM and TCD only, in (0, 1]; for others take `levels(N).start_at(step)`.
+          sigmas: flow matching and UniPC with use_flow_sigmas only, levels in place of N, which the
+            shift still moves, as set_timesteps does. The pipelines of Flux, LTX and Qwen-Image
+            pass `np.linspace(1, 1 / N, N)`; that of Stable Diffusion 3 passes none.
           mu, image_seq_len: of a dynamic shift exactly one of them, otherwise none: the shift's
             logarithm (the shift itself where time_shift_type is "linear"), or the tokens of an
             image, from which mu follows. mu may be traced.
 
         Returns:
-          Levels; those of a Karras grid have their timesteps rounded, as diffusers rounds them.
+          Levels, with the timesteps that diffusers tells the network: of a Karras grid of DPM2,
+          and of all levels of DPM-Solver and UniPC, whole ones.
 
         Raises:
           ValueError: as for `kd.levels` and `kd.lcm_levels`; LCM's arguments for DPM2.
@@ -114,30 +125,35 @@ class DiffusersSampler:
         noise = self.noise
         if isinstance(noise, kd.FlowSchedule):
             _refuse(of_lcm, "a flow-matching sampler", "Take sigmas=..., or levels(...).start_at.")
-            return flow_levels(self.config, num_inference_steps, sigmas, mu, image_seq_len)
+            levels_of = flow_levels if self.flow_class else solver_flow_levels
+            return levels_of(self.config, num_inference_steps, sigmas, mu, image_seq_len)
         _refuse(of_flow, "a sampler with a beta schedule", "Flow matching takes them.")
         if num_inference_steps is None and timesteps is None:
             raise ValueError(
                 "num_inference_steps = None and timesteps = None; give num_inference_steps, or "
-                "timesteps where the sampler is lcm."
+                "timesteps where the sampler is lcm or tcd."
             )
-        if METHODS[self.name].distilled:
-            if original_inference_steps is None:
-                original_inference_steps = self.config["original_inference_steps"]
-            return kd.lcm_levels(
+        method = METHODS[self.name]
+        if method.distilled:
+            original_steps = original_inference_steps or self.config["original_inference_steps"]
+            if method.distilled == "tcd" and original_inference_steps is not None:
+                check_int("num_inference_steps", num_inference_steps or 1, 1, original_steps)
+                original_steps = noise.num_train_timesteps
+            levels = kd.lcm_levels(
                 noise,
                 num_inference_steps,
-                original_steps=original_inference_steps,
+                original_steps=original_steps,
                 timesteps=timesteps,
                 strength=1.0 if strength is None else strength,
             )
+            return tcd_levels(levels) if method.distilled == "tcd" else levels
         _refuse(
             of_lcm,
             f"a {self.name} sampler; only lcm takes them",
             "Take sampler.levels(...).start_at(step) for image-to-image, kd.levels(sampler.noise, "
             "timesteps=...) for timesteps of your own.",
         )
-        return METHODS[self.name].levels(noise, num_inference_steps, self.config)
+        return method.levels(noise, num_inference_steps, self.config)
 
     def schedule(
         self,
@@ -155,8 +171,10 @@ class DiffusersSampler:
         Args and Raises: as of `levels`.
 
         Returns:
-          A Schedule: the table of `kd.euler` (of "euler_ancestral" with eta = 1), `kd.dpm2`,
-          `kd.dpm2_ancestral` or `kd.lcm`. DDIM with an eta is `kd.euler(sampler.levels(N), eta)`.
+          A Schedule: the table of the sampler of that name in `kd` ("euler_ancestral" and "ddim":
+          `kd.euler`), with the orders that DPM-Solver and UniPC have in their first and last steps.
+          DDIM with an eta is `kd.euler(sampler.levels(N), eta)`, TCD with another
+          `kd.tcd(sampler.levels(N), gamma)`.
 
         Example:
           >>> from kdiff_jax.adapters import diffusers as kd_diffusers
@@ -175,7 +193,10 @@ class DiffusersSampler:
             mu=mu,
             image_seq_len=image_seq_len,
         )
-        return METHODS[self.name].build(levels)
+        method = METHODS[self.name]
+        if method.table is None or self.flow_class:
+            return method.build(levels)
+        return method.table(levels, self.config)
 
     def denoiser(
         self, model_fn: Callable[..., jax.Array], dtype: DTypeLike | None = None
@@ -199,7 +220,7 @@ class DiffusersSampler:
 
         Source: the first lines of `step` of the schedulers of diffusers.
         """
-        if self.flow:
+        if self.flow_class:
             return kd.denoiser(model_fn, "flow_prediction", dtype)
         denoise: Denoise = kd.denoiser(model_fn, self.config["prediction_type"], dtype)
         method = METHODS[self.name]
@@ -207,16 +228,16 @@ class DiffusersSampler:
             clips = self._clipped(denoise)
             keeps = method.clips == "denoised" and clips is not denoise
             denoise = _KeepsEpsilon(denoise, clips) if keeps else clips
-        if method.distilled:
+        if method.distilled == "lcm":
             return kd.consistency(denoise, self.config["timestep_scaling"])
         return denoise
 
     def _clipped(self, denoise: Denoise) -> Denoise:
-        if self.config["thresholding"]:
+        if self.config.get("thresholding"):
             return kd.thresholded(
                 denoise, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"]
             )
-        if self.config["clip_sample"]:
+        if self.config.get("clip_sample"):
             return kd.clipped(denoise, self.config["clip_sample_range"])
         return denoise
 
@@ -225,7 +246,7 @@ class DiffusersSampler:
 
         Returns:
           `_class_name` and every parameter; `from_config` of it is equal to this sampler. DPM2 on a
-          flow has no class of its own, so a key more names the sampler.
+          flow, DPM++ 2S ancestral and SDE have no class of their own: a key more names the sampler.
 
         Example:
           >>> from kdiff_jax.adapters import diffusers as kd_diffusers
@@ -234,13 +255,14 @@ class DiffusersSampler:
           True
         """
         method = METHODS[self.name]
-        if self.flow:
-            name = {"_class_name": method.flow_class_name, SAMPLER_KEY: self.name}
-            return {**name, **self.config}
-        return {"_class_name": method.class_name, **self.config}
+        name = method.flow_class_name if self.flow_class else method.class_name
+        beside = {SAMPLER_KEY: self.name} if self.flow_class or not method.own_class else {}
+        return {"_class_name": name, **beside, **self.config}
 
     def __repr__(self) -> str:
-        keys = ("shift",) if self.flow else ("beta_schedule", "prediction_type")
+        keys = ["beta_schedule", "prediction_type"]
+        if self.flow:
+            keys = ["shift" if self.flow_class else "flow_shift"]
         values = ", ".join(f"{key}={self.config[key]!r}" for key in keys)
         return f"DiffusersSampler({self.name!r}, {values})"
 

@@ -45,6 +45,10 @@ def value_of(key: str, value: Any, default: Any) -> Any:
         if not isinstance(value, str):
             raise ValueError(f"{key} = {shown(value)} is no name; expected {default!r}, or so.")
         return value
+    if isinstance(default, list):
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{key} = {shown(value)} is no list; expected numbers of steps.")
+        return [check_int(key, step, 0) for step in value]
     # Those that diffusers declares as `float | None`.
     if value is None and (default is None or key in ("base_shift", "max_shift")):
         return None
@@ -65,7 +69,7 @@ def check_required(config: Config, required: Mapping[str, tuple[object, ...]]) -
         if not any(_same(value, option) for option in allowed):
             raise ValueError(
                 f"{key} = {shown(value)} in the config of {shown(config.get('_class_name'))} "
-                "changes the noise levels or timesteps and is not supported; expected "
+                "changes what is sampled and is not supported by this sampler; expected "
                 f"{options(allowed)}."
             )
 
