@@ -16,8 +16,6 @@ from kdiff_jax.adapters.diffusers.keys import (
     FLOW_KEYS,
     FLOW_REQUIRED,
     METHODS,
-    REQUIRED,
-    ZERO_SNR,
 )
 
 
@@ -97,12 +95,15 @@ def keys_of(class_name: str) -> dict[str, Any]:
     if class_name in FLOW_CLASSES:
         return {**FLOW_KEYS, **{key: values[0] for key, values in FLOW_REQUIRED.items()}}
     method = next(method for method in METHODS.values() if method.class_name == class_name)
-    required = {key: values[0] for key, values in REQUIRED.items()}
-    return {**method.keys, **ZERO_SNR, "rescale_zero_terminal_snr": False, **required}
+    required = {key: values[0] for key, values in method.required.items()}
+    keys = {**method.keys, **method.ours, **required}
+    maxdiffusion = {"rescale_zero_terminal_snr": False} if "rescale_betas_zero_snr" in keys else {}
+    return {**keys, **maxdiffusion}
 
 
 CLASSES = ["KDPM2DiscreteScheduler", "LCMScheduler", "FlowMatchEulerDiscreteScheduler"]
-CLASSES += ["EulerDiscreteScheduler", "DDIMScheduler"]
+CLASSES += ["EulerDiscreteScheduler", "DDIMScheduler", "UniPCMultistepScheduler"]
+CLASSES += ["DPMSolverMultistepScheduler"]
 KEYS = [(name, key) for name in CLASSES for key in ("_class_name", *keys_of(name))]
 
 
@@ -112,10 +113,10 @@ def test_a_wrong_value_of_any_key_is_refused_at_once_and_by_name(class_name: str
     default = keys_of(class_name).get(key, "")
     for value in wrong:
         number = isinstance(default, (int, float)) and not isinstance(default, bool)
-        number |= key == "snr_shift_scale"
+        number |= key in ("snr_shift_scale", "shift_terminal")
         if isinstance(value, (int, float)) and abs(value) < 2 and number:
             continue  # right, or out of the bounds of that key alone
-        if key == "scale_factors" and isinstance(value, list) and not value:
+        if key in ("scale_factors", "disable_corrector") and isinstance(value, list) and not value:
             continue
         with pytest.raises(ValueError, match=key) as refusal:
             kd_diffusers.from_config(

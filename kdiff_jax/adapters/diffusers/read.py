@@ -273,7 +273,7 @@ def _check_solver(name: SamplerName, config: Config) -> None:
     if name == "unipc" and not ends_low and not config["lower_order_final"]:
         raise ValueError(
             "lower_order_final = false with final_sigmas_type = 'zero': a last step of second "
-            "order to sigma = 0 is infinitely long, and NaN in diffusers; expected true."
+            "order to sigma = 0 is infinitely long, its result infinite; expected true."
         )
 
 

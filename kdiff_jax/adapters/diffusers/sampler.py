@@ -127,7 +127,9 @@ class DiffusersSampler:
             _refuse(of_lcm, "a flow-matching sampler", "Take sigmas=..., or levels(...).start_at.")
             levels_of = flow_levels if self.flow_class else solver_flow_levels
             return levels_of(self.config, num_inference_steps, sigmas, mu, image_seq_len)
-        _refuse(of_flow, "a sampler with a beta schedule", "Flow matching takes them.")
+        _refuse(
+            of_flow, "a sampler with a beta schedule", "Flow matching takes them: leave them out."
+        )
         if num_inference_steps is None and timesteps is None:
             raise ValueError(
                 "num_inference_steps = None and timesteps = None; give num_inference_steps, or "
