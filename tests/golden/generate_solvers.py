@@ -67,7 +67,7 @@ CHOSEN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"num_inference_steps": 7, "mu": 1.15},
     ),
     (SINGLESTEP, {**SANA, "solver_type": "heun"}, {"num_inference_steps": 8}),
-    (TCD, {}, {"num_inference_steps": 10, "original_inference_steps": 40}),
+    (TCD, {}, {"num_inference_steps": 7, "original_inference_steps": 40}),
     (TCD, {}, {"timesteps": [999, 500, 20], "num_inference_steps": None}),
     (TCD, {}, {"num_inference_steps": 4, "strength": 0.6}),
     (MULTISTEP, {"solver_order": 3, "solver_type": "heun"}, {"num_inference_steps": 1}),

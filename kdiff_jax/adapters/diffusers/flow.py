@@ -127,10 +127,7 @@ def solver_flow_levels(
         given = np.linspace(1, 1 / train, num_inference_steps + 1)[:-1]
     else:
         given = 1 - np.linspace(1, 1 / train, num_inference_steps + 1)[:0:-1]
-    xp, given, shift = common_namespace(given, flow.shift)
-    # As diffusers writes it, for a timestep that is cut off one rounding later is another one.
-    plain = shift * given / (1 + (shift - 1) * given)
-    moved = plain if flow.shift_terminal is None else flow.shifted(given)
+    xp, moved = common_namespace(flow.shifted(given))
     if starts_at_1:
         moved = xp.minimum(moved, 1 - 1e-6)
     levels = kd.levels(flow, sigmas=moved)

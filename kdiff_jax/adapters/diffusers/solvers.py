@@ -89,10 +89,9 @@ def singlestep(levels: kd.Levels, config: Config) -> kd.Schedule:
     base = kd.euler(levels)
     steps = levels.num_steps
     pairs = steps // 2
-    lower = config["lower_order_final"] or steps % 2 or config["final_sigmas_type"] == "zero"
     if config["solver_order"] == 1:
         pairs = 0
-    elif lower and steps % 2 == 0:
+    elif steps % 2 == 0 and (config["lower_order_final"] or levels.closes):
         pairs -= 1
     if not pairs:
         return base
