@@ -107,7 +107,7 @@ def _levels(draw: np.random.Generator, kind: str) -> dict[str, Any]:
             given["sigma_max"] = log_uniform(draw, top / 100, top)
             if given["grid"] != "linear_quadratic":
                 given["sigma_min"] = given["sigma_max"] * log_uniform(draw, 1e-7, 0.999)
-    elif kind == "beta" and choice < 0.75:
+    elif choice < 0.75:
         given["grid"] = str(draw.choice(OF_TIMESTEPS))
     if kind != "alone" and given.get("grid") not in OF_TIMESTEPS:
         given["timestep_spacing"] = str(draw.choice(SPACINGS[:: 2 if kind == "flow" else 1]))

@@ -55,9 +55,10 @@ def levels(
         see `kd.karras_sigmas` and so on, whose result with other parameters goes into sigmas.
         "normal", "simple", "sgm_uniform", "ddim_uniform" and "beta_timesteps" have timesteps of
         their own, as in ComfyUI: even ones from T - 1 to 0, `T - 1 - floor(i T / N)`, even ones
-        without the last 0, `1 + i (T // N)`, and `kd.beta_timesteps`. A rectified flow has
-        neither these nor "vp" and "laplace"; the others run from 1 down to the last level of its
-        spacing.
+        without the last 0, `1 + i (T // N)`, and `kd.beta_timesteps`. On a rectified flow timestep
+        t of these is the level `(t + 1) / T`, shifted, and even ones run from 1 to `1 / T` shifted,
+        and are shifted again, as in ComfyUI. It has no "vp" and "laplace"; the others run from 1
+        down to the last level of its spacing.
       timestep_spacing: "linspace" (N values from T - 1 to 0), "leading" or "trailing"; "leading"
         also makes init_noise_sigma `sqrt(sigma_max^2 + 1)` instead of sigma_max. A rectified flow
         has "linspace" (1 to its sigma_min) and "trailing" (`1 - i / N`), then shifted.
@@ -86,7 +87,7 @@ def levels(
         once, leading or trailing with N > T, an offset past T - 1, ends in the wrong order, lists
         that do not descend, levels that the float of the tables cannot hold or tell apart, a
         strength outside (0, 1] or with a list; noise=None with anything that needs training
-        timesteps; rounding, or grids of training timesteps, on a rectified flow.
+        timesteps; rounding, "vp" or "laplace" on a rectified flow.
 
     Example:
       >>> import kdiff_jax as kd

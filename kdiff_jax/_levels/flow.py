@@ -10,7 +10,7 @@ Liu et al. 2022 (arXiv:2209.03003); Lipman et al. 2022 (arXiv:2210.02747); Esser
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,9 @@ from kdiff_jax._checks import (
     plural,
 )
 from kdiff_jax._levels.shift import check_terminal, dynamic_shift
-from kdiff_jax._levels.spacing import GridOptions, check_flow_options, shaped_sigmas
+from kdiff_jax._levels.spacing import TIMESTEP_GRIDS, GridOptions, check_flow_options, shaped_sigmas
 from kdiff_jax._levels.split import Split, flow_split
+from kdiff_jax._levels.timestep_grids import flow_grid
 from kdiff_jax._levels.training import clean_and_noise, inside_or_nan
 
 
@@ -214,15 +215,17 @@ class FlowSchedule:
 
     def grid_levels(self, num_steps: int, options: GridOptions) -> tuple[Array, Array]:
         """The N levels that the options of `kd.levels` ask for, and their timesteps."""
-        if options.grid is None:
+        grid, low, high = options.grid, options.sigma_min, options.sigma_max
+        if grid is None:
             sigmas = self.spaced(num_steps, options.timestep_spacing)
-            return sigmas, self.timestep_at(sigmas)
-        low, high = options.sigma_min, options.sigma_max
-        if low is None:
-            low = self._lowest(num_steps, options.timestep_spacing)
-        sigmas = shaped_sigmas(
-            options.grid, num_steps, low, 1.0 if high is None else high, options.rho
-        )
+        elif grid in TIMESTEP_GRIDS:
+            steps = self.num_train_timesteps
+            lowest = replace(self, shift_terminal=None).shifted(1 / steps)
+            sigmas = self.shifted(flow_grid(grid, steps, num_steps, lowest))
+        else:
+            low = self._lowest(num_steps, options.timestep_spacing) if low is None else low
+            high = 1.0 if high is None else high
+            sigmas = shaped_sigmas(grid, num_steps, low, high, options.rho)
         return sigmas, self.timestep_at(sigmas)
 
     def _lowest(self, num_steps: int, timestep_spacing: str) -> Array:

@@ -159,13 +159,6 @@ def check_options(options: GridOptions) -> None:
 def check_flow_options(options: GridOptions) -> None:
     """Refuses what counts along training timesteps, and levels that the line does not have."""
     grid, spacing = options.grid, options.timestep_spacing
-    if grid in TIMESTEP_GRIDS:
-        raise ValueError(
-            f"grid = {grid!r} counts along the training timesteps of a beta schedule, and a "
-            "rectified flow has none; take timestep_spacing='linspace' or 'trailing', or a grid of "
-            "its levels: 'karras', 'exponential', 'polyexponential', 'beta', 'kl_optimal' or "
-            "'linear_quadratic'."
-        )
     if grid in ("vp", "laplace"):
         raise ValueError(
             f"grid = {grid!r} is laid out for noise over signal, which has no bound, and the "

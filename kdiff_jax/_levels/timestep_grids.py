@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kdiff_jax._arrays import Array, common_namespace
 from kdiff_jax._checks import check_int
 from kdiff_jax._levels.between import beta_quantiles
 
@@ -63,6 +64,27 @@ def grid_timesteps(grid: str, num_train_timesteps: int, num_steps: int) -> np.nd
         stride = num_train_timesteps // num_steps
         return np.arange(num_steps)[::-1] * float(stride) + (1 if num_steps > 1 else last)
     return last - np.floor(np.arange(num_steps) * num_train_timesteps / num_steps)
+
+
+def flow_grid(grid: str, num_train_timesteps: int, num_steps: int, lowest: Array) -> Array:
+    """The levels of ComfyUI's grids on a rectified flow before they are shifted, [N].
+
+    A flow has T levels there, `t / T` shifted, t = 1 .. T. `normal` and `sgm_uniform` run from 1 to
+    the lowest of them, which is shifted already, and are shifted all the same.
+
+    Source: comfy/samplers.py; `ModelSamplingDiscreteFlow` of ComfyUI, whose `sigma(timestep(s))` is
+    s shifted once more.
+    """
+    if grid not in ("normal", "sgm_uniform"):
+        return (grid_timesteps(grid, num_train_timesteps, num_steps) + 1) / num_train_timesteps
+    if num_train_timesteps == 1 and num_steps > 1:
+        raise ValueError(
+            f"grid = {grid!r} runs down to 1 / num_train_timesteps, which is 1 here; take "
+            "timestep_spacing='trailing', or sigmas=[...]."
+        )
+    ramp = np.linspace(0, 1, num_steps + (grid == "sgm_uniform"))[:num_steps]
+    _, ramp, lowest = common_namespace(ramp, lowest)
+    return (1 - ramp) + ramp * lowest
 
 
 def _check_whole(grid: str, num_steps: int, most: int) -> None:

@@ -119,7 +119,6 @@ FLOWS: list[Refusal] = [
     (lambda: kd.levels(kd.flow_schedule(num_train_timesteps=1), 5), "is 1 here; take 'trailing'"),
     (lambda: on_flow(sigmas=[1.5, 0.5]), r"sigmas begin at 1.5.*\(0, 1\]"),
     (lambda: on_flow(timesteps=[1500, 500]), r"sigmas begin at 1.5"),
-    (lambda: on_flow(5, grid="normal"), "grid = 'normal' counts along.*take timestep_spacing="),
     (lambda: on_flow(5, grid="vp"), "grid = 'vp' is laid out for noise over signal.*take 'karras'"),
     (lambda: on_flow(5, timestep_spacing="leading"), "timestep_spacing = 'leading'.*'trailing'"),
     (lambda: on_flow(5, grid="karras", sigma_max=2.0), r"sigma_max = 2.0.*\(0, 1\]"),

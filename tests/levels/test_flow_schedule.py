@@ -95,6 +95,64 @@ def test_the_other_grids_and_their_ends() -> None:
     np.testing.assert_array_equal(levels.timesteps, levels.sigmas[:-1])
 
 
+@pytest.mark.parametrize("shift", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 20, 61, 200, 999])
+def test_grids_of_timesteps_are_those_of_comfyui(num_steps: int, shift: float) -> None:
+    def shifted(t: Any) -> Any:
+        return shift * t / (1 + (shift - 1) * t)
+
+    def levels_of(grid: Any) -> np.ndarray:
+        levels = kd.levels(kd.flow_schedule(shift), num_steps, grid=grid)
+        np.testing.assert_allclose(levels.timesteps, 1000 * levels.sigmas[:-1], rtol=1e-15)
+        assert levels.init_noise_sigma == levels.sigmas[0]
+        return np.asarray(levels.sigmas[:-1])
+
+    table = shifted(np.arange(1, 1001) / 1000)
+    expected = {
+        "simple": grid_truth.simple(table, num_steps),
+        # Their timesteps are levels times 1000, and a level of a timestep is shifted.
+        "normal": shifted(np.linspace(table[-1], table[0], num_steps)),
+        "sgm_uniform": shifted(np.linspace(table[-1], table[0], num_steps + 1)[:-1]),
+    }
+    for grid, levels in expected.items():
+        np.testing.assert_allclose(levels_of(grid), levels, rtol=1e-12, err_msg=grid)
+    beta = [table[t] for t in grid_truth.beta_timesteps(1000, num_steps)]
+    if len(beta) == num_steps:  # or it dropped some, and runs fewer steps
+        np.testing.assert_allclose(levels_of("beta_timesteps"), beta, rtol=1e-12)
+    ddim = grid_truth.ddim_uniform(table, num_steps)[-num_steps:]
+    if num_steps > 1:  # one step of theirs starts at the second level
+        np.testing.assert_allclose(levels_of("ddim_uniform"), ddim, rtol=1e-12)
+
+
+def test_a_grid_of_timesteps_on_a_dynamic_a_stretched_and_a_traced_flow() -> None:
+    dynamic = kd.levels(kd.flow_schedule(mu=np.log(3.0)), 5, grid="normal")
+    np.testing.assert_allclose(dynamic.sigmas, kd.levels(SD3, 5, grid="normal").sigmas, rtol=1e-12)
+    # With a fixed shift both shift the end twice.
+    np.testing.assert_allclose(dynamic.sigmas, kd.levels(SD3, 5).sigmas, rtol=1e-12)
+    assert dynamic.sigmas[-2] == pytest.approx(0.0089, abs=5e-5)
+    assert kd.levels(FLOW, 20, grid="ddim_uniform").sigmas[0] == pytest.approx(0.952)
+    assert kd.levels(FLOW, 1, grid="ddim_uniform").sigmas[0] == 1
+    # ComfyUI counts 10,000 levels for Flux.
+    flux = kd.levels(kd.flow_schedule(mu=1.15, num_train_timesteps=10_000), 4, grid="simple")
+    t = np.array([1, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(
+        flux.sigmas[:-1], np.exp(1.15) / (np.exp(1.15) + 1 / t - 1), rtol=1e-12
+    )
+    stretched = kd.flow_schedule(3.0, shift_terminal=0.1)
+    for grid in ("normal", "simple"):
+        sigmas = kd.levels(stretched, 5, grid=grid).sigmas
+        plain = kd.levels(SD3, 5, grid=grid).sigmas[:-1]
+        expected = 1 - (1 - plain) * 0.9 / (1 - plain[-1])
+        np.testing.assert_allclose(sigmas[:-1], expected, rtol=1e-12)
+
+        def total(shift: Any, grid: Any = grid) -> jax.Array:
+            return jnp.sum(kd.levels(kd.flow_schedule(shift), 5, grid=grid).sigmas)
+
+        value, slope = jax.jit(jax.value_and_grad(total))(3.0)
+        assert value == pytest.approx(kd.levels(SD3, 5, grid=grid).sigmas.sum(), rel=1e-6)
+        assert slope > 0
+
+
 def test_without_its_penultimate_level_a_grid_has_n_of_n_plus_1() -> None:
     for given in ({}, {"grid": "karras", "sigma_min": LOW}):
         longer = kd.levels(SD3, 7, **given)  # type: ignore[arg-type]
@@ -171,9 +229,10 @@ REFUSED: list[Any] = [
     (lambda: FLOW.add_noise(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(3)), "one a sample"),
     (lambda: FLOW.velocity(jnp.ones((2, 3)), jnp.ones((3, 2))), "differ"),
     (lambda: kd.stack([kd.dpm2(kd.levels(noise, 3)) for noise in (FLOW, VP)]), "stack them apart"),
-    *(
-        (lambda grid=grid: kd.levels(FLOW, 5, grid=grid), f"'{grid}' counts along")
-        for grid in ("normal", "simple", "sgm_uniform", "ddim_uniform", "beta_timesteps")
+    (lambda: kd.levels(FLOW, 1001, grid="simple"), "num_steps = 1001 is more than the 1000"),
+    (
+        lambda: kd.levels(kd.flow_schedule(num_train_timesteps=1), 5, grid="normal"),
+        "grid = 'normal' runs down to 1 / num_train_timesteps, which is 1 here",
     ),
     (lambda: kd.levels(FLOW, 5, grid="vp"), "'vp' is laid out for noise over signal"),
     (lambda: kd.levels(FLOW, 5, grid="laplace"), "'laplace' is laid out"),
