@@ -60,6 +60,7 @@ from kdiff_jax._noise.keyed import (
 )
 from kdiff_jax._noise.given import given_noise as given_noise
 from kdiff_jax._noise.brownian import brownian_noise as brownian_noise
+from kdiff_jax._noise.clipped import clipped_noise as clipped_noise
 from kdiff_jax._noise.slerp import slerp as slerp
 from kdiff_jax._run.state import State as State, init as init
 from kdiff_jax._run.step import step as step

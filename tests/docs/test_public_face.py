@@ -138,7 +138,7 @@ def values():
     yield from (kd.edm_denoiser(model_fn), kd.clipped(guided, 2.0), kd.thresholded(base))
     yield from (kd.consistency(kd.clipped(guided)), kd.inpainted(base, BATCH, BATCH, BATCH))
     yield kd.inpainted(kd.consistency(guided), 0.5, BATCH[:, :, :1])
-    yield from (kd.given_noise(BATCH), kd.brownian_noise(0.03, 14.6))
+    yield from (kd.given_noise(BATCH), kd.brownian_noise(0.03, 14.6), kd.clipped_noise(2.5))
 
 
 def test_values_print_in_at_most_two_lines():
