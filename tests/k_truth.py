@@ -104,6 +104,44 @@ def k_sample_dpm_2_ancestral(
     return x
 
 
+def k_sample_euler(
+    model: Callable[[Array, float], Array],
+    x: ArrayLike,
+    sigmas: Sequence[float] | Array,
+    s_churn: float = 0.0,
+    s_noise: float = 1.0,
+    noise: Sequence[Array] | Array | None = None,
+) -> Array:
+    """k-diffusion's `sample_euler`. Args: as of `k_sample_dpm_2`."""
+    sample: Array = np.asarray(x, np.float64)
+    num_steps = len(sigmas) - 1
+    for i in range(num_steps):
+        sigma_hat = sigmas[i] * (1 + min(s_churn / num_steps, math.sqrt(2) - 1))
+        if noise is not None:
+            sample = sample + noise[i] * s_noise * math.sqrt(sigma_hat**2 - sigmas[i] ** 2)
+        sample = sample + (sample - model(sample, sigma_hat)) / sigma_hat * (
+            sigmas[i + 1] - sigma_hat
+        )
+    return sample
+
+
+def k_sample_euler_ancestral(
+    model: Callable[[Array, float], Array],
+    x: ArrayLike,
+    sigmas: Sequence[float] | Array,
+    eta: float,
+    s_noise: float,
+    noise: Array,
+) -> Array:
+    """k-diffusion's `sample_euler_ancestral`. Args: as of `k_sample_dpm_2_ancestral`."""
+    sample: Array = np.asarray(x, np.float64)
+    for i in range(len(sigmas) - 1):
+        down, up = ancestral_levels(float(sigmas[i]), float(sigmas[i + 1]), eta)
+        sample = sample + (sample - model(sample, sigmas[i])) / sigmas[i] * (down - sigmas[i])
+        sample = sample + noise[i] * s_noise * up
+    return sample
+
+
 def k_sample_heun(
     model: Callable[[Array, float], Array],
     x: ArrayLike,

@@ -201,7 +201,7 @@ def brownian_noise(
     high = check_number("sigma_max", sigma_max, above=0)
     tiny, most = (float(end) for end in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
     known = not is_traced(low, high)
-    if known and (low < tiny or high > most or high / low > most):
+    if known and (low < tiny or max(low, high) > most or high / low > most):
         raise ValueError(
             f"sigma_min = {low} to sigma_max = {high} is more than float32 holds; pass a narrower "
             "range."

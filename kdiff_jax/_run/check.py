@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -33,7 +34,9 @@ def check_denoise(denoise: Any) -> None:
             raise ValueError(f"denoise takes ({', '.join(names)}), as a network does; {advice}")
 
 
-def parameters_of(name: str, function: Any, count: int, advice: str) -> list[str]:
+def parameters_of(
+    name: str, function: Any, count: int, advice: str, keywords: Iterable[str] = ()
+) -> list[str]:
     """The names of a function's parameters; one that cannot be called with `count` is refused."""
     if inspect.isclass(function) or prediction_type_of(function) is not None:
         raise ValueError(f"{name} is {brought(function)}; {advice}")
@@ -42,7 +45,7 @@ def parameters_of(name: str, function: Any, count: int, advice: str) -> list[str
     except (TypeError, ValueError):  # some functions of C have none
         return []
     try:
-        signature.bind(*[None] * count)
+        signature.bind(*[None] * count, **dict.fromkeys(keywords))
     except TypeError:
         raise ValueError(f"{name} takes {signature}; {advice}") from None
     return list(signature.parameters)

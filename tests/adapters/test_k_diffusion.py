@@ -261,10 +261,21 @@ def test_disable_false_shows_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_arguments_come_in_the_order_of_k_diffusion() -> None:
     common = ["model", "x", "sigmas", "extra_args", "callback", "disable"]
+    churn = ["s_churn", "s_tmin", "s_tmax", "s_noise"]
+    eta = ["eta", "s_noise", "noise_sampler"]
+    ancestral = (K.sample_euler_ancestral, K.sample_dpmpp_2s_ancestral, K.sample_dpmpp_3m_sde)
     expected: dict[Any, list[str]] = {
-        K.sample_dpm_2: [*common, "s_churn", "s_tmin", "s_tmax", "s_noise"],
-        K.sample_dpm_2_ancestral: [*common, "eta", "s_noise", "noise_sampler"],
-        K.sample_lcm: [*common, "noise_sampler", "s_noise", "s_noise_end"],
+        K.sample_dpm_2: [*common, *churn],
+        K.sample_dpm_2_ancestral: [*common, *eta],
+        K.sample_lcm: [*common, "noise_sampler", "s_noise", "s_noise_end", "noise_clip_std"],
+        **{sampler: [*common, *churn] for sampler in (K.sample_euler, K.sample_heun)},
+        **{sampler: [*common, *eta] for sampler in ancestral},
+        K.sample_dpmpp_sde: [*common, *eta, "r"],
+        K.sample_dpmpp_2m: common,
+        K.sample_dpmpp_2m_sde: [*common, *eta, "solver_type"],
+        K.VDenoiser: ["inner_model"],
+        K.OpenAIDenoiser: ["model", "diffusion", "quantize", "has_learned_sigmas"],
+        K.BrownianTreeNoiseSampler: ["x", "sigma_min", "sigma_max", "seed", "transform"],
         K.get_sigmas_karras: ["n", "sigma_min", "sigma_max", "rho"],
         K.get_sigmas_exponential: ["n", "sigma_min", "sigma_max"],
         K.get_sigmas_polyexponential: ["n", "sigma_min", "sigma_max", "rho"],

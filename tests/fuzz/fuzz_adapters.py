@@ -173,11 +173,40 @@ ADAPTER_CALLS = [
             "eps_s": (1e-3, number()),
         },
     ),
+    Call("VDenoiser", kd_k.VDenoiser, {"inner_model": ((lambda x, t: x), callable)}),
+    Call(
+        "OpenAIDenoiser",
+        kd_k.OpenAIDenoiser,
+        {
+            "model": ((lambda x, t: x), callable),
+            "diffusion": (LATENT, lambda value: hasattr(value, "alphas_cumprod")),
+            "quantize": (False, flag),
+            "has_learned_sigmas": (True, flag),
+        },
+    ),
+    Call(
+        "BrownianTreeNoiseSampler",
+        kd_k.BrownianTreeNoiseSampler,
+        {
+            "x": X,
+            "sigma_min": LOW,
+            "sigma_max": HIGH,
+            "seed": (3, either(count(0, 2**32), numbers(0), an(type(fv.KEY)))),
+        },
+    ),
+    Call(
+        "clipped_noise",
+        fv.kd.clipped_noise,
+        {"bound": (2.5, numbers(0)), "noise_fn": (None, optional(callable))},
+    ),
     Call("to_d", kd_k.to_d, {"x": X, "sigma": (2.0, numbers(0)), "denoised": X}),
 ]
 SAMPLE_ARGUMENTS: dict[str, Argument] = {
     "model": MODEL,
     "x": X,
+    "noise_clip_std": (0.0, NOT_NEGATIVE),
+    "r": (0.5, number(0.5, 0.5)),
+    "solver_type": ("midpoint", one_of("midpoint", "heun")),
     "sigmas": ([3.0, 1.0, 0.0], SIGMAS),
     "extra_args": (None, optional(an(dict))),
     "callback": (None, NOISE_FN),
@@ -203,4 +232,5 @@ ADAPTER_CALLS += [
     )
     for name in dir(kd_k)
     if name.startswith("sample_")
+    and "args" not in inspect.signature(getattr(kd_k, name)).parameters
 ]

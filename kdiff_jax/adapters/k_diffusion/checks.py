@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, is_traced
 from kdiff_jax._checks import as_numbers, shown
+from kdiff_jax._run.check import parameters_of
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -102,8 +103,12 @@ def check_plain_arguments(
     """The arguments of a sampler that are no numbers."""
     check_callable("model", model, "model(x, sigma, **extra_args) -> denoised")
     if callback is not None:
-        check_callable("callback", callback, "a function of one dict, or None")
+        advice = "a function of one dict, or None"
+        check_callable("callback", callback, advice)
+        parameters_of("callback", callback, 1, f"pass {advice}.")
     if noise_sampler is not None:
-        check_callable("noise_sampler", noise_sampler, "noise_sampler(sigma, sigma_next), or None")
+        advice = "noise_sampler(sigma, sigma_next), or None"
+        check_callable("noise_sampler", noise_sampler, advice)
+        parameters_of("noise_sampler", noise_sampler, 2, f"pass {advice}.")
     if disable is not None and not isinstance(disable, (bool, np.bool_)):
         raise ValueError(f"disable = {shown(disable)} is no flag; pass None, True or False.")

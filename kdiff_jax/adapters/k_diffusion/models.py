@@ -14,29 +14,30 @@ from jax.typing import ArrayLike
 import kdiff_jax as kd
 from kdiff_jax._arrays import Array, common_namespace
 from kdiff_jax._checks import check_flag, check_int, check_vector, shown
-from kdiff_jax._denoise.prediction import Denoise, as_pytree
+from kdiff_jax._denoise.prediction import Denoise
+from kdiff_jax._run.check import parameters_of
 from kdiff_jax.adapters.k_diffusion.checks import (
     check_callable,
     check_level,
     check_numbers,
     check_sample,
 )
-from kdiff_jax.adapters.k_diffusion.grids import to_d
 
 # model(x, sigma, **extra_args) -> denoised
 Model = Callable[..., jax.Array]
 # network(x, timestep, **extra_args) -> epsilon or v
 Network = Callable[..., jax.Array]
-Callback = Callable[[dict[str, Any]], object]
 
 
 @dataclass(frozen=True)
-class _WithKeywords:
+class WithKeywords:
     """`inner_model(x, timestep, **extra_args)`; equal to another of it, so that none retraces."""
 
     inner_model: Network
 
     def __call__(self, extra_args: dict[str, Any], x: jax.Array, timestep: jax.Array) -> jax.Array:
+        advice = "it is called as model(x, timestep, **extra_args)."
+        parameters_of("model", self.inner_model, 2, advice, extra_args)
         return self.inner_model(x, timestep, **extra_args)
 
 
@@ -50,6 +51,35 @@ class _Quantized:
     def __call__(self, params: Any, x: jax.Array, row: kd.Row, cond: Any = None) -> kd.Prediction:
         # The timestep is linear in log sigma from one to the next: the nearest is the rounded.
         return self.denoise(params, x, replace(row, timestep=jnp.round(row.timestep)), cond)
+
+
+def denoised_at(
+    denoise: Denoise,
+    x: ArrayLike,
+    sigma: ArrayLike,
+    timestep_at: Callable[[Array], Array],
+    extra_args: dict[str, Any],
+) -> jax.Array:
+    """`model(x, sigma, **extra_args) -> denoised` of a denoiser; sigma is a number or [B]."""
+    x = check_sample("x", x)
+    if x.ndim < 1:
+        raise ValueError("x is a number; expected a sample [B, ...].")
+    sigma = check_level("sigma", sigma, x)
+    timestep = jnp.asarray(timestep_at(sigma), jnp.float32)
+    timestep = jnp.broadcast_to(timestep, x.shape[:1])
+    sigma = jnp.broadcast_to(jnp.asarray(sigma, float), x.shape[:1])
+    zero = jnp.zeros_like(sigma)
+    row = kd.Row(
+        index=zero,
+        step=zero,
+        timestep=timestep,
+        sigma=sigma,
+        sigma_left=sigma,
+        sigma_reached=zero,
+        denoised_weight=zero,
+        input_scale=1 / jnp.sqrt(1 + sigma**2),
+    )
+    return denoise(extra_args, x, row).denoised
 
 
 @jax.tree_util.register_dataclass
@@ -69,25 +99,7 @@ class DiscreteDenoiser:
 
     def __call__(self, x: ArrayLike, sigma: ArrayLike, **extra_args: Any) -> jax.Array:
         """`model(x, sigma, **extra_args) -> denoised`; sigma is a number or [B]."""
-        x = check_sample("x", x)
-        if x.ndim < 1:
-            raise ValueError("x is a number; expected a sample [B, ...].")
-        sigma = check_level("sigma", sigma, x)
-        timestep = jnp.asarray(self.noise.timestep_at(sigma), jnp.float32)
-        timestep = jnp.broadcast_to(timestep, x.shape[:1])
-        sigma = jnp.broadcast_to(jnp.asarray(sigma, float), x.shape[:1])
-        zero = jnp.zeros_like(sigma)
-        row = kd.Row(
-            index=zero,
-            step=zero,
-            timestep=timestep,
-            sigma=sigma,
-            sigma_left=sigma,
-            sigma_reached=zero,
-            denoised_weight=zero,
-            input_scale=1 / jnp.sqrt(1 + sigma**2),
-        )
-        return self.denoise(extra_args, x, row).denoised
+        return denoised_at(self.denoise, x, sigma, self.noise.timestep_at, extra_args)
 
     @property
     def sigmas(self) -> np.ndarray:
@@ -127,12 +139,13 @@ class DiscreteDenoiser:
         return np.append(self.t_to_sigma(np.linspace(last, 0, check_int("n", n, 1))), 0)
 
 
-def _discrete(
+def discrete(
     prediction_type: Literal["epsilon", "v_prediction"],
     model: Network,
     alphas_cumprod: ArrayLike | Sequence[float],
     quantize: bool,
 ) -> DiscreteDenoiser:
+    """A wrapper of a network of training timesteps."""
     quantize = check_flag("quantize", quantize)
     abar = check_vector("alphas_cumprod", alphas_cumprod)
     if abar.min() <= 0 or abar.max() >= 1 or np.any(np.diff(abar) >= 0):
@@ -142,7 +155,7 @@ def _discrete(
         )
     check_callable("model", model, "model(x, timestep, **extra_args)")
     noise = kd.NoiseSchedule(abar, np.sqrt((1 - abar) / abar))
-    denoise = kd.denoiser(_WithKeywords(model), prediction_type)
+    denoise = kd.denoiser(WithKeywords(model), prediction_type)
     return DiscreteDenoiser(_Quantized(denoise) if quantize else denoise, noise, quantize)
 
 
@@ -177,7 +190,7 @@ def DiscreteEpsDDPMDenoiser(
 
     Source: `DiscreteEpsDDPMDenoiser` of k-diffusion.
     """
-    return _discrete("epsilon", model, alphas_cumprod, quantize)
+    return discrete("epsilon", model, alphas_cumprod, quantize)
 
 
 def DiscreteVDDPMDenoiser(
@@ -202,7 +215,7 @@ def DiscreteVDDPMDenoiser(
 
     Source: `DiscreteVDDPMDenoiser` of k-diffusion.
     """
-    return _discrete("v_prediction", model, alphas_cumprod, quantize)
+    return discrete("v_prediction", model, alphas_cumprod, quantize)
 
 
 class CompVisModel(Protocol):
@@ -242,7 +255,7 @@ def CompVisDenoiser(model: CompVisModel, quantize: bool = False) -> DiscreteDeno
 
     Source: `CompVisDenoiser` of k-diffusion.
     """
-    return _discrete("epsilon", *_parts_of(model), quantize)
+    return discrete("epsilon", *_parts_of(model), quantize)
 
 
 def CompVisVDenoiser(model: CompVisModel, quantize: bool = False) -> DiscreteDenoiser:
@@ -260,7 +273,7 @@ def CompVisVDenoiser(model: CompVisModel, quantize: bool = False) -> DiscreteDen
 
     Source: `CompVisVDenoiser` of k-diffusion.
     """
-    return _discrete("v_prediction", *_parts_of(model), quantize)
+    return discrete("v_prediction", *_parts_of(model), quantize)
 
 
 def _parts_of(model: CompVisModel) -> tuple[Network, ArrayLike]:
@@ -272,63 +285,3 @@ def _parts_of(model: CompVisModel) -> tuple[Network, ArrayLike]:
         )
     network = "apply_model(x, timestep, **extra_args)"
     return check_callable("apply_model", model.apply_model, network), model.alphas_cumprod
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class _PlainModel:
-    """A model of k-diffusion's contract as a denoiser; its params are the extra_args."""
-
-    model: Model
-
-    def __call__(self, params: Any, x: jax.Array, row: kd.Row, cond: Any = None) -> kd.Prediction:
-        sigma = jnp.broadcast_to(row.sigma.astype(x.dtype), x.shape[:1])
-        denoised = self.model(x, sigma, **params)
-        if not isinstance(denoised, (jax.Array, np.ndarray)):
-            raise ValueError(
-                f"model returned {shown(denoised)}, which is no array; return denoised, of the "
-                f"sample's shape {x.shape}."
-            )
-        denoised = check_sample("what model returned", denoised)
-        if denoised.shape != x.shape:
-            raise ValueError(
-                f"model returned shape {denoised.shape} for a sample of shape {x.shape}; "
-                "return denoised, of the same shape."
-            )
-        return kd.Prediction(denoised, to_d(x, sigma, denoised.astype(x.dtype)))
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class _Shown:
-    """A denoiser whose first prediction of each step is shown to a callback."""
-
-    denoise: Denoise
-    sigmas: jax.Array
-    callback: Callback = field(metadata={"static": True})
-
-    def __call__(self, params: Any, x: jax.Array, row: kd.Row, cond: Any = None) -> kd.Prediction:
-        prediction = self.denoise(params, x, row, cond)
-        shown = (x, row.step, self.sigmas[row.step], row.sigma, prediction.denoised)
-        if row.anchor_weight is None:
-            self._show(*shown)
-        else:
-            # Rows that start from an anchor are the second evaluation of their step.
-            jax.lax.cond(row.anchor_weight == 0, self._show, lambda *shown: None, *shown)
-        return prediction
-
-    def _show(self, *shown: jax.Array) -> None:
-        def show(x: Array, i: Array, sigma: Array, sigma_hat: Array, denoised: Array) -> None:
-            values = {"x": x, "i": int(i), "sigma": float(sigma), "sigma_hat": float(sigma_hat)}
-            self.callback({**values, "denoised": denoised})
-
-        jax.debug.callback(show, *shown, ordered=True)
-
-
-def as_denoiser(model: Model, sigmas: jax.Array, callback: Callback | None = None) -> Denoise:
-    """A model of k-diffusion's contract for `kd.sample`; a callback is shown the grid's levels."""
-    # The table has the wrapper's noise levels in it: they need not cross into the program.
-    denoise: Denoise = (
-        model.denoise if isinstance(model, DiscreteDenoiser) else _PlainModel(as_pytree(model))
-    )
-    return denoise if callback is None else _Shown(denoise, sigmas, callback)
