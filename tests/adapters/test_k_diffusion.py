@@ -5,6 +5,7 @@ The float64 runs are the reference: in float32 k-diffusion is itself up to 1e-5 
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -288,6 +289,22 @@ def test_arguments_come_in_the_order_of_k_diffusion() -> None:
     for function, names in expected.items():
         parameters = inspect.signature(function).parameters.values()
         assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == names
+
+
+def test_defaults_are_those_of_k_diffusion() -> None:
+    expected: dict[Any, dict[str, Any]] = {
+        K.sample_dpm_2: {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf, "s_noise": 1.0},
+        K.sample_dpm_2_ancestral: {"eta": 1.0, "s_noise": 1.0},
+        K.get_sigmas_karras: {"rho": 7.0},
+        K.get_sigmas_polyexponential: {"rho": 1.0},
+        K.get_sigmas_vp: {"beta_d": 19.9, "beta_min": 0.1, "eps_s": 1e-3},
+        K.get_ancestral_step: {"eta": 1.0},
+        K.DiscreteEpsDDPMDenoiser: {"quantize": False},
+        K.CompVisVDenoiser: {"quantize": False},
+    }
+    for function, defaults in expected.items():
+        parameters = inspect.signature(function).parameters
+        assert {name: parameters[name].default for name in defaults} == defaults
 
 
 # --- functions -------------------------------------------------------------------------------

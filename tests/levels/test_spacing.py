@@ -68,6 +68,11 @@ def test_an_offset_shifts_leading_timesteps_only() -> None:
         np.testing.assert_array_equal(shifted, spaced(NOISE, 4, spacing))
 
 
+@pytest.mark.parametrize(("num_steps", "offset"), [(1, 999), (3, 333), (10, 99)])
+def test_an_offset_may_reach_the_last_training_timestep(num_steps: int, offset: int) -> None:
+    assert spaced(NOISE, num_steps, "leading", offset)[0] == 999
+
+
 # --- sigma grids -----------------------------------------------------------------------------
 
 

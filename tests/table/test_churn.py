@@ -38,6 +38,11 @@ CONTROLS: list[dict[str, Any]] = [
 ]
 
 
+def test_without_bounds_every_level_has_churn() -> None:
+    raised = kd.levels(None, sigmas=[1e4, 1.0, 1e-6]).churned(50.0).raised
+    np.testing.assert_allclose(raised, math.sqrt(2) * np.array([1e4, 1.0, 1e-6]), rtol=1e-15)
+
+
 @pytest.mark.parametrize("controls", CONTROLS)
 def test_levels_and_tables_are_those_of_algorithm_2(controls: dict[str, Any]) -> None:
     levels = kd.levels(NOISE, sigmas=SIGMAS).churned(**controls)
