@@ -71,7 +71,7 @@ def spaced_timesteps(num_train_timesteps: int, num_steps: int, options: GridOpti
             "or timestep_spacing='linspace'."
         )
     stride = num_train_timesteps // num_steps
-    first = steps_offset + ((num_steps - 1) * stride if num_steps > 1 else 0)
+    first = steps_offset + (num_steps - 1) * stride
     if spacing == "leading" and first > last:
         raise ValueError(
             f"steps_offset = {steps_offset} puts the first of {num_steps} leading timesteps at "

@@ -86,4 +86,5 @@ def test_weights_that_are_arguments_and_small_arrays_are_no_reason_to_warn():
         warnings.simplefilter("error")
         kd.denoiser(of_argument)
         kd.denoiser(functools.partial(of_argument, timestep=None))
+        kd.denoiser(functools.partial(lambda w, p, x, t: x, WEIGHTS[: 2**18]))  # 1 MB
         jax.make_jaxpr(made_where_it_is_called)(jnp.asarray(WEIGHTS))

@@ -97,6 +97,18 @@ def functions_of(path):
             yield node
 
 
+def test_every_pytree_of_the_package_is_frozen():
+    classes = [
+        {ast.unparse(decorator) for decorator in node.decorator_list}
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    pytrees = [names for names in classes if "jax.tree_util.register_dataclass" in names]
+    assert len(pytrees) > 20
+    assert all(any("frozen=True" in name for name in names) for names in pytrees)
+
+
 def lines_of(function):
     """The lines of a function with its decorators, without its docstring."""
     first = min([function.lineno, *(node.lineno for node in function.decorator_list)])

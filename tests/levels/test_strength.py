@@ -78,6 +78,10 @@ def test_strength_of_the_pipelines_keeps_the_last_steps(num_steps: int) -> None:
             )
 
 
+def test_a_run_may_have_as_many_steps_as_any_count() -> None:
+    assert kd.levels(kd.flow_schedule(), 1_000_000).num_steps == 1_000_000
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
