@@ -1,5 +1,7 @@
 """Modules of flax NNX as params: as the arrays that they hold, in every kind of call."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +120,20 @@ def test_a_module_that_compiles_itself_goes_in_split():
     expected = kd.denoiser(merged)(params, X, SCHEDULE[0])
     np.testing.assert_allclose(by_itself.denoised, expected.denoised, rtol=1e-6)
     assert np.all(np.isfinite(kd.sample(kd.denoiser(merged), params, SCHEDULE, X)))
+
+
+def test_numbers_that_an_object_holds_are_its_own():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Scale:
+        value: float
+
+    def writes(scale, x, timestep):
+        scale.value *= 2
+        return x
+
+    with pytest.raises(ValueError, match="wrote into its params at"):
+        kd.denoiser(writes)(Scale(0.5), X, SCHEDULE[0])
 
 
 def test_dicts_that_a_network_writes_into_stay_the_callers():

@@ -28,6 +28,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     # formulas
     (lambda: kd.karras_sigmas(0, 0.1, 1.0), "num_steps = 0 is too small"),
     (lambda: kd.karras_sigmas(5, 1.0, 0.1), "sigma_min = 1.0 is not below sigma_max = 0.1"),
+    (lambda: kd.karras_sigmas(2, 1.0, 0.1), "sigma_min = 1.0 is not below sigma_max = 0.1"),
     (lambda: kd.karras_sigmas(5, 0.0, 1.0), "sigma_min = 0.0 is out of range"),
     (lambda: kd.karras_sigmas(5, 0.1, 1.0, rho=-7.0), "rho = -7.0 is out of range"),
     (lambda: kd.polyexponential_sigmas(5, 0.1, 1.0, rho=0), "rho = 0.0 is out of range"),

@@ -100,6 +100,10 @@ def test_a_run_may_have_as_many_steps_as_any_count() -> None:
             lambda: kd.levels(NOISE, 300, strength=0.2, grid="simple", discard_penultimate=True),
             "strength = 0.2 and discard_penultimate=True build 1501 steps: num_steps = 1501",
         ),
+        (
+            lambda: kd.levels(NOISE, 1000, grid="simple", discard_penultimate=True),
+            "^discard_penultimate=True builds 1001 steps: num_steps = 1001",
+        ),
     ],
 )
 def test_strengths_that_cannot_be_are_refused(call: Any, message: str) -> None:

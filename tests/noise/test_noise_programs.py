@@ -10,6 +10,7 @@ from samplers import SAMPLERS, STOCHASTIC
 from test_threefry import loops
 
 import kdiff_jax as kd
+from kdiff_jax._noise.threefry import random_bits
 
 
 def null_program(name, shape, unroll=1):
@@ -29,6 +30,14 @@ ALIKE = [name for name in STOCHASTIC if name not in OTHERS]
 def test_the_programs_of_tables_with_the_same_columns_are_the_same():
     for pair in OTHERS.items():
         assert len({str(jax.tree.structure(SAMPLERS[name](4))) for name in pair}) == 1
+
+
+def test_a_barrier_keeps_the_third_hash_of_a_key_apart():
+    # JAX 0.12 takes minutes to compile three in one loop.
+    keys, item = jax.random.split(jax.random.key(0), 2), jnp.arange(2)
+    for items, barriers in ((2, 0), (3, 1)):
+        program = jax.make_jaxpr(random_bits, static_argnums=2)(keys, (item,) * items, (4,))
+        assert str(program).count("optimization_barrier") == barriers
 
 
 @pytest.mark.parametrize(("name", "unroll"), [*((name, 1) for name in ALIKE), ("ancestral", 2)])
