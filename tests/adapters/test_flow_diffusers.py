@@ -108,6 +108,7 @@ def test_published_configs_become_any_sampler(name: SamplerName, config: dict) -
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_dynamic_shift_follows_the_tokens_of_the_image(name: SamplerName) -> None:
     sampler = kd_diffusers.from_config(FLUX_DEV, sampler=name)
+    assert sampler.noise == kd.flow_schedule()  # unshifted
     # 0.5 at 256 tokens and 1.15 at 4096: the line of the pipelines.
     for tokens, mu in ((256, 0.5), (4096, 1.15), (1024, 0.5 + 0.65 * 768 / 3840)):
         by_size, by_mu = sampler.schedule(5, image_seq_len=tokens), sampler.schedule(5, mu=mu)

@@ -99,6 +99,7 @@ def test_the_ends_of_zero_terminal_snr_are_those_of_the_host() -> None:
     with pytest.raises(ValueError, match="not positive"):
         NOISE.timestep_at(0.0)
     assert np.all(np.isnan(jax.vmap(NOISE.timestep_at)(jnp.array([0.0, -1.0]))))
+    assert jax.grad(NOISE.timestep_at)(0.0) == 0
 
 
 @pytest.mark.parametrize("noise", [NOISE, FLOW], ids=["beta", "flow"])
