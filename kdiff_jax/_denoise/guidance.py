@@ -7,7 +7,6 @@ into receives the scale instead, see `guidance_embedding`, and is evaluated once
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +17,8 @@ from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import as_float, is_traced, per_sample
 from kdiff_jax._checks import as_numbers, check_choice, check_flag, shown
-from kdiff_jax._denoise.arguments import check_arrays, check_conditions
 from kdiff_jax._denoise.network import PREDICTION_TYPES, PredictionType
+from kdiff_jax._denoise.pair import call, check_uncond, conditions, in_one_batch, mixed
 from kdiff_jax._denoise.prediction import (
     Denoise,
     Prediction,
@@ -28,7 +27,6 @@ from kdiff_jax._denoise.prediction import (
     brief,
     check_call,
     one_of,
-    predicted,
     prediction_type_of,
     rounded,
     units,
@@ -52,18 +50,16 @@ class Guided:
 
     def __call__(self, params: Any, x: jax.Array, row: Row, cond: Any = None) -> Prediction:
         x = check_call(x, row)
-        check_arrays("params", params)
-        check_arrays("cond", cond)
-        cond, uncond = self._conditions(cond, x.shape[0])
+        cond, uncond = conditions(self, params, cond, x.shape[0])
         inside = None if self.interval is None else _inside(self.interval, row, x)
         if self.batched:
-            with_cond, without = _in_one_batch(self.denoise, params, x, row, cond, uncond)
+            with_cond, without = in_one_batch(self.denoise, params, x, row, cond, uncond)
             guided = self._mixed(row, with_cond, without)
         else:
-            with_cond = _call(self.denoise, params, x, row, cond)
+            with_cond = call(self.denoise, params, x, row, cond)
 
             def guide(with_cond: Prediction) -> Prediction:
-                without = _call(self.denoise, params, x, row, uncond)
+                without = call(self.denoise, params, x, row, uncond)
                 return self._mixed(row, with_cond, without)
 
             if inside is None:
@@ -77,25 +73,9 @@ class Guided:
             return guided
         return jax.tree.map(functools.partial(jnp.where, inside), guided, with_cond)
 
-    def _conditions(self, cond: Any, batch: int) -> tuple[Any, Any]:
-        check_conditions(cond, self.uncond, batch if self.batched else None)
-        cond = jax.tree.map(jnp.asarray, cond)
-
-        def broadcast(c: jax.Array, u: ArrayLike) -> jax.Array:
-            # With c and not to its shape alone: under a mesh of explicit axes u is sharded as c is.
-            _, u = jnp.broadcast_arrays(c, jnp.asarray(u, c.dtype))
-            return jnp.broadcast_to(u, c.shape)
-
-        return cond, jax.tree.map(broadcast, cond, self.uncond)
-
     def _mixed(self, row: Row, with_cond: Prediction, without: Prediction) -> Prediction:
         scale = _at_step(self.scale, row.step) if self.per_step else self.scale
-
-        def mix(with_cond: jax.Array, without: jax.Array) -> jax.Array:
-            return without + per_sample(scale, without) * (with_cond - without)
-
-        # Both halves are mixed alike, so x = alpha D + sigma epsilon still holds, uncancelled.
-        guided = jax.tree.map(mix, with_cond, without)
+        guided = mixed(scale, with_cond, without)
         if self.rescale is None or self.rescale_of is None:
             return guided
         return _rescaled(guided, with_cond, row, self.rescale, self.rescale_of)
@@ -109,34 +89,6 @@ class Guided:
         if not self.batched:
             options.append("two calls")
         return f"Guided({', '.join(options)}, {brief(self.denoise)})"
-
-
-@jax.jit
-def _call(denoise: Denoise, params: Any, x: jax.Array, row: Row, cond: Any) -> Prediction:
-    # Compiled as a function of its own, so that two calls trace the network once.
-    return predicted(denoise, params, x, row, cond)
-
-
-def _in_one_batch(
-    denoise: Denoise, params: Any, x: jax.Array, row: Row, cond: Any, uncond: Any
-) -> tuple[Prediction, Prediction]:
-    # Each sample beside its twin, [B, 2] as [2B]: so both stay on the sample's device. One half
-    # after the other would send samples between the devices of a sharded batch, twice a row.
-    def beside(one: jax.Array, other: jax.Array) -> jax.Array:
-        both = jnp.stack([one, other], axis=1)
-        return both.reshape(2 * one.shape[0], *one.shape[1:])
-
-    def half(both: jax.Array, which: int) -> jax.Array:
-        pairs = both.reshape(x.shape[0], 2, *both.shape[1:])
-        return jax.lax.index_in_dim(pairs, which, axis=1, keepdims=False)
-
-    rows = jax.tree.map(lambda leaf: beside(leaf, leaf) if jnp.ndim(leaf) else leaf, row)
-    conditions = jax.tree.map(beside, cond, uncond)
-    prediction = predicted(denoise, params, beside(x, x), rows, conditions)
-    with_cond, without = (
-        jax.tree.map(functools.partial(half, which=which), prediction) for which in (0, 1)
-    )
-    return with_cond, without
 
 
 # Compiled: outside of a program each constant in here would cross to the device in every call.
@@ -282,9 +234,7 @@ def guided(
     check_flag("per_step", per_step)
     check_flag("batched", batched)
     denoise = as_denoise(denoise)
-    check_arrays("uncond", uncond)
-    if any(isinstance(leaf, float) and not math.isfinite(leaf) for leaf in jax.tree.leaves(uncond)):
-        raise ValueError(f"uncond = {shown(uncond)} is not finite; pass the condition for none.")
+    check_uncond(uncond)
     scale = _check_scale(scale, per_step)
     ends = None if interval is None else _check_interval(interval)
     phi, rescale_of = _check_rescale(rescale, rescale_of, denoise)
