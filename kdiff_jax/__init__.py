@@ -51,6 +51,9 @@ from kdiff_jax._denoise.continuous import continuous as continuous, edm_denoiser
 from kdiff_jax._denoise.clip import clipped as clipped, thresholded as thresholded
 from kdiff_jax._denoise.consistency import consistency as consistency
 from kdiff_jax._denoise.guidance import guided as guided
+from kdiff_jax._denoise.cfg_plus_plus import cfg_plus_plus as cfg_plus_plus
+from kdiff_jax._denoise.projected import projected as projected
+from kdiff_jax._denoise.autoguided import autoguided as autoguided
 from kdiff_jax._denoise.guidance_embedding import guidance_embedding as guidance_embedding
 from kdiff_jax._denoise.inpaint import inpainted as inpainted
 from kdiff_jax._noise.keyed import (

@@ -176,6 +176,10 @@ CALLS: list[Refusal] = [
             kd.consistency,
             kd.continuous,
             lambda denoise: kd.guided(denoise, 2.0, 0),
+            lambda denoise: kd.cfg_plus_plus(denoise, 0.6, 0),
+            lambda denoise: kd.projected(denoise, 2.0, 0),
+            lambda denoise: kd.autoguided(denoise, 2.0),
+            lambda denoise: kd.autoguided(DENOISE, 2.0, weak=denoise or 3),  # type: ignore[arg-type]
             lambda denoise: kd.inpainted(denoise, 0.0, 0.0),
         )
     ),
@@ -193,6 +197,18 @@ OPTIONS: list[Refusal] = [
     (lambda: kd.guided(DENOISE, HUGE, 0), "scale = 1000.* holds a number that no float can"),
     (lambda: kd.guided(DENOISE, 1e39, 0), r"scale = 1e\+39 is no guidance scale"),
     (lambda: kd.guided(DENOISE, [], 0), r"scale = \[\] is no guidance scale"),  # type: ignore[arg-type]
+    (lambda: kd.cfg_plus_plus(DENOISE, np.nan, 0), "scale = nan is out of range; pass a finite"),
+    (lambda: kd.cfg_plus_plus(DENOISE, 0.6, "no"), "uncond = 'no' is neither.*text encoder"),
+    (lambda: kd.cfg_plus_plus(DENOISE, 0.6, 0, batched=1), "batched = 1 is neither True nor"),  # type: ignore[arg-type]
+    (lambda: kd.cfg_plus_plus(DENOISE, 0.6, 0)(None, X, ROW), "without cond; pass cond="),
+    (lambda: kd.projected(DENOISE, "7", 0), "scale = '7' is not a list of numbers"),  # type: ignore[arg-type]
+    (lambda: kd.projected(DENOISE, 7, np.inf), "uncond = inf is not finite; pass the condition"),
+    (lambda: kd.projected(DENOISE, 7, 0, eta=np.inf), "eta = inf is out of range; pass a finite"),
+    (lambda: kd.projected(DENOISE, 7, 0, norm_threshold=0), "norm_threshold = 0.* above 0"),
+    (lambda: kd.projected(DENOISE, 7, 0, batched="no"), "batched = 'no' is neither True nor"),  # type: ignore[arg-type]
+    (lambda: kd.autoguided(DENOISE, X), "scale = .* of rank 2, .*one a sample"),
+    (lambda: kd.autoguided(DENOISE, 2.0)(X, X, ROW), r"params is float32\[2, 3\].*pass the pair"),
+    (lambda: kd.autoguided(DENOISE, 2.0)((1.0,), X, ROW), "params is a tuple; .*pass the pair"),
     (lambda: kd.clipped(DENOISE, "1"), "clip_range = '1' is not a list of numbers"),  # type: ignore[arg-type]
     (lambda: kd.clipped(DENOISE, True), "clip_range = True is not a list of numbers"),
     (lambda: kd.clipped(DENOISE, []), r"clip_range = \[\] is empty.*pass one number"),  # type: ignore[arg-type]

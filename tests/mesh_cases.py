@@ -42,6 +42,7 @@ WRAPPERS: dict[str, Any] = {
     "thresholded": kd.thresholded(plain),
     "guided": kd.guided(plain, 2.0, none),
     "guided, interval": kd.guided(plain, 2.0, none, interval=(0.1, 5.0)),
+    "projected": kd.projected(plain, 2.0, none, eta=0.5, norm_threshold=1.0),
     "guided, two calls": kd.guided(plain, 2.0, none, batched=False),
     "guided, two calls, interval": kd.guided(plain, 2.0, none, batched=False, interval=(0.1, 5.0)),
 }
@@ -69,7 +70,7 @@ class Case:
 
     @property
     def guided(self) -> bool:
-        return self.conditional or isinstance(self.denoise, type(WRAPPERS["guided"]))
+        return self.conditional or hasattr(self.denoise, "uncond")
 
     def out_specs(self) -> tuple[PartitionSpec, ...]:
         saved = PartitionSpec(None, "batch")
@@ -106,6 +107,7 @@ def all_cases() -> dict[str, Case]:
     brownian = (("noise_fn", kd.brownian_noise(depth=3)),)
     cases["brownian"] = Case(of("ancestral"), options=brownian)
     cases["brownian, stacked"] = Case(stacked("ancestral"), options=brownian)
+    cases["cfg_plus_plus"] = Case(of("euler_ancestral"), kd.cfg_plus_plus(plain, 0.6, none))
     # Of a stack that is padded, in a program of the caller, the lengths are compared once.
     mixed = stacked("euler", "ancestral")
     cases["mixed stack"] = Case(mixed, known=("all-reduce",))

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 
 from kdiff_jax._checks import brought
+from kdiff_jax._denoise.cfg_plus_plus import CfgPlusPlus, check_rows
 from kdiff_jax._denoise.consistency import Consistency
-from kdiff_jax._denoise.prediction import prediction_type_of
+from kdiff_jax._denoise.inpaint import Inpainted
+from kdiff_jax._denoise.prediction import brief, prediction_type_of
 from kdiff_jax._table.check import is_known
 from kdiff_jax._table.schedule import Schedule
 
@@ -81,3 +83,19 @@ def warn_of_midpoints(denoise: Any, schedule: Schedule) -> None:
             "denoiser without kd.consistency.",
             stacklevel=3,
         )
+
+
+def check_cfg_plus_plus(denoise: Any, schedule: Schedule) -> None:
+    """Refuses CFG++ where not both of its halves reach the step as they are."""
+    outside: list[Any] = []
+    while hasattr(denoise, "denoise"):
+        if isinstance(denoise, CfgPlusPlus):
+            check_rows(schedule.rows)
+            if outside:
+                raise ValueError(
+                    f"kd.cfg_plus_plus inside of {brief(outside[0])}, which makes epsilon from D, "
+                    "or mixes it once more; wrap kd.cfg_plus_plus around it."
+                )
+        if not isinstance(denoise, Inpainted):
+            outside.append(denoise)
+        denoise = denoise.denoise

@@ -18,6 +18,7 @@ from kdiff_jax._noise.given import NoiseFn
 from kdiff_jax._noise.keyed import sample_keys
 from kdiff_jax._run import progress as bars
 from kdiff_jax._run.check import (
+    check_cfg_plus_plus,
     check_denoise,
     check_lengths,
     parameters_of,
@@ -124,7 +125,8 @@ def sample(
       ValueError: arguments in another order, or of another kind: levels as schedule, a network as
         denoise, a list of keys; a noise_fn or per_step scales that end before the
         run; neither key nor noise_fn for a schedule with a noise column; a noise_fn for one
-        without, or one that returns another shape; a slice of rows that read a history without
+        without, or one that returns another shape; `kd.cfg_plus_plus` on rows that go on from the
+        anchor, or inside of another wrapper; a slice of rows that read a history without
         the State, or a State of other columns; an epsilon network on a schedule with
         zero terminal SNR; on a schedule of a rectified flow a network of another type than
         flow_prediction or sample, or flow_prediction elsewhere; a sample without a batch axis or
@@ -159,6 +161,7 @@ def sample(
     _check_noise(draws, key, noise_fn)
     check_lengths(denoise, noise_fn, schedule, first.shape)
     warn_of_midpoints(denoise, schedule)
+    check_cfg_plus_plus(denoise, schedule)
     _check_network(schedule, prediction_type_of(denoise))
     check_arguments(denoise, params, cond, first.shape[0])
     unroll = check_int("unroll", unroll, 1)

@@ -22,7 +22,9 @@ SCALES = np.array([1.5, 3, 0.5], np.float32)
 # One for each of three outer steps, and one for each sample in each of them.
 STEP_SCALES = np.array([1.0, 2.5, 4.0], np.float32)
 BOTH_SCALES = np.arange(3 * B, dtype=np.float32).reshape(3, B) / 2
-PARAMS = np.float32(0.8)
+# One limit that is met by rows and one that is not, and all shares of the parallel part.
+ETAS, LIMITS = np.array([0, 1, 0.4], np.float32), np.array([2, 50, 0.5], np.float32)
+PARAMS, WEAK = np.float32(0.8), np.float32(0.3)
 SHAPES = {"scalar": (), "[B]": (B,), "[B, F]": (B, F)}
 Halves = tuple[np.ndarray, np.ndarray]
 TruthFn = Callable[[np.ndarray, dict[str, np.ndarray]], np.ndarray]
@@ -147,6 +149,28 @@ def of_rescaled(x, row):
     return (x - row["sigma"] * epsilon) / row["alpha"]
 
 
+def of_projection(x, row):
+    """Sadat et al. 2024, algorithm 1 without momentum; eta and threshold of each sample."""
+    cond, uncond = (of_epsilon(x, row, cond=c).reshape(B, -1) for c in (COND, UNCOND))
+    update = cond - uncond
+    norm = np.linalg.norm(update, axis=1, keepdims=True)
+    update = update * np.minimum(1, LIMITS.reshape(B, 1) / norm)
+    unit = cond / np.linalg.norm(cond, axis=1, keepdims=True)
+    parallel = np.sum(update * unit, axis=1, keepdims=True) * unit
+    update = (update - parallel) + ETAS.reshape(B, 1) * parallel
+    return (cond + (SCALES.reshape(B, 1) - 1) * update).reshape(x.shape)
+
+
+def of_autoguidance(x, row):
+    out = np.broadcast_to(row["timestep"], (*x.shape[:2], 1))
+    strong, weak = (
+        (x - row["sigma"] * network(np, np.float64(p), row["input_scale"] * x, out, 0.0 * COND))
+        / row["alpha"]
+        for p in (PARAMS, WEAK)
+    )
+    return weak + SCALES.reshape(B, 1, 1) * (strong - weak)
+
+
 def of_inpainting(x, row):
     noised = row["alpha"] * KNOWN + row["sigma"] * KNOWN[::-1]
     return MASK * of_epsilon(MASK * x + (1 - MASK) * noised, row) + (1 - MASK) * KNOWN
@@ -191,14 +215,24 @@ CASES: dict[str, tuple[Any, TruthFn]] = {
         of_interval,
     ),
     "rescaled": (kd.guided(base, 3.0, **guided, rescale=0.7), of_rescaled),
+    "projected": (
+        kd.projected(base, SCALES, UNCOND, eta=ETAS, norm_threshold=LIMITS),
+        of_projection,
+    ),
+    "projected, two calls": (
+        kd.projected(base, SCALES, UNCOND, eta=ETAS, norm_threshold=LIMITS, batched=False),
+        of_projection,
+    ),
+    "autoguided, two calls": (kd.autoguided(base, SCALES), of_autoguidance),
     "inpainted": (kd.inpainted(base, KNOWN, MASK, KNOWN[::-1]), of_inpainting),
 }
 every_denoiser = pytest.mark.parametrize("name", CASES)
 
 
 def predicted(name, row):
-    cond = COND if "guided" in name or name == "rescaled" else None
-    return CASES[name][0](PARAMS, X, row, cond)
+    denoise = CASES[name][0]
+    cond = COND if hasattr(denoise, "uncond") else None
+    return denoise((PARAMS, WEAK) if "autoguided" in name else PARAMS, X, row, cond)
 
 
 @pytest.mark.parametrize("leaves", SHAPES)

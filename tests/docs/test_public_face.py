@@ -137,6 +137,8 @@ def values():
     yield from (base, guided, kd.guided(base, 7.5, None), kd.continuous(base, "angle"))
     yield from (kd.edm_denoiser(model_fn), kd.clipped(guided, 2.0), kd.thresholded(base))
     yield from (kd.consistency(kd.clipped(guided)), kd.inpainted(base, BATCH, BATCH, BATCH))
+    yield from (kd.cfg_plus_plus(base, jnp.ones(64), BATCH), kd.autoguided(base, 2.0))
+    yield kd.projected(guided, 7.5, 0, norm_threshold=jnp.ones(64), batched=False)
     yield kd.inpainted(kd.consistency(guided), 0.5, BATCH[:, :, :1])
     yield from (kd.given_noise(BATCH), kd.brownian_noise(0.03, 14.6), kd.clipped_noise(2.5))
 

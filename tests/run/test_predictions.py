@@ -27,6 +27,7 @@ def denoisers():
         yield from (base, guided, kd.clipped(guided, 0.8), kd.thresholded(guided, 0.7, 1.5))
         yield from (kd.consistency(base), kd.consistency(kd.clipped(guided)))
         yield kd.guided(kd.consistency(kd.thresholded(base)), ONE_SCALE, UNCOND)
+        yield kd.projected(base, SCALES, UNCOND, norm_threshold=2.0)
 
 
 @pytest.mark.parametrize("name", ["ancestral", "lcm"])
