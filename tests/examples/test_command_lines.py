@@ -59,7 +59,7 @@ def start(monkeypatch, tmp_path):
 
 
 def test_all_scripts_with_options_are_found():
-    assert len(SCRIPTS) == 20
+    assert len(SCRIPTS) == 21
     for folder in ("examples", "benchmarks"):
         for path in (ROOT / folder).glob("*.py"):
             assert path.name == "commands.py" or "ArgumentParser(" not in path.read_text()
@@ -109,6 +109,7 @@ BAD = [
     ("variations", "--fraction 0.1", "as many fractions as strengths"),
     ("learn_grid", "--learning-rate inf", "argument --learning-rate"),
     ("optimise_noise", "--want 12", "argument --want"),
+    ("reward", "--per-class 1", "must be 2 or more"),
     ("resume", "--every 0", "argument --every"),
     ("resume", "--resume file", "file was not written by this script"),
     ("resume", "--file file/run.npz", "cannot be written"),
