@@ -95,10 +95,8 @@ def guiders(traced: Any = None) -> dict[str, Any]:
     traced = collections.Counter() if traced is None else traced
     base = kd.denoiser(jax.tree_util.Partial(counted, traced))
     return {
-        "cfg_plus_plus": kd.cfg_plus_plus(base, SCALES, UNCOND),
         "cfg_plus_plus, two calls": kd.cfg_plus_plus(base, SCALES, UNCOND, batched=False),
         "projected": kd.projected(base, SCALES, UNCOND, eta=0.3, norm_threshold=2.0),
-        "projected, two calls": kd.projected(base, SCALES, UNCOND, batched=False),
         "autoguided": kd.autoguided(base, SCALES),
     }
 

@@ -36,6 +36,11 @@ CALLS = {
     "json": lambda: kd.Schedule.from_json(ANCESTRAL.to_json()),
     "denoise": lambda: DENOISE(SCALE, X, ROW),
     "wrappers": lambda: (kd.clipped(DENOISE), kd.guided(DENOISE, 2.0, X), kd.thresholded(DENOISE)),
+    "guiders": lambda: (
+        kd.cfg_plus_plus(DENOISE, 0.6, X),
+        kd.projected(DENOISE, 2.0, X, eta=0.3, norm_threshold=2.0),
+        kd.autoguided(DENOISE, 2.0),
+    ),
     "clipped": lambda: kd.clipped(DENOISE)(SCALE, X, ROW),
     "initial_sample": lambda: kd.initial_sample(ANCESTRAL, KEY, (2, 3)),
     "row_noise": lambda: kd.row_noise(KEY, ROW, (2, 3)),
