@@ -67,12 +67,12 @@ def cfg_plus_plus(
 ) -> CfgPlusPlus:
     """CFG++: `D <- D_uncond + scale * (D_cond - D_uncond)`, and `epsilon <- epsilon_uncond`.
 
-    The noise that goes back in is not pushed away from the data, and small scales guide: each row
-    moves by all of `scale * (D_cond - D_uncond)`, where `kd.guided` moves by the share of it that
-    the step is long. That takes a sampler whose rows are made of D and noise: `kd.euler` (the
-    paper's), `kd.dpmpp_2m`, `kd.dpmpp_3m`, `kd.unipc`, `kd.lcm`, `kd.tcd`. Rows that go on from
-    the anchor (`kd.dpm2`, `kd.heun`, `kd.dpmpp_2s_ancestral`, `kd.dpmpp_sde`) see little of D or
-    nothing, and are refused.
+    The noise that goes back in is not guided, and small scales are enough: in a step of `kd.guided`
+    a share `sigma_next / sigma` of the change of D cancels against that of epsilon, here it stays.
+    That takes a sampler whose rows are made of D and noise: `kd.euler` (the paper's),
+    `kd.dpmpp_2m`, `kd.dpmpp_3m`, `kd.unipc`, `kd.lcm`, `kd.tcd`. Rows that go on from the anchor
+    (`kd.dpm2`, `kd.heun`, `kd.dpmpp_2s_ancestral`, `kd.dpmpp_sde`) see little of D or nothing, and
+    are refused.
 
     Args:
       denoise: the denoiser to wrap; clipping, thresholding and other guidance belong inside, since
