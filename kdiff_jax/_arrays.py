@@ -50,14 +50,14 @@ def along(leaf: jax.Array, x: jax.Array) -> jax.Array:
     return leaf.reshape(leaf.shape + (1,) * (x.ndim - leaf.ndim)) if leaf.ndim else leaf
 
 
-def per_sample(value: ArrayLike, x: jax.Array) -> jax.Array:
+def per_sample(value: ArrayLike, x: jax.Array, name: str = "") -> jax.Array:
     """A number, or numbers whose shape is a prefix of the sample's, in the dtype and rank of x."""
     leaf = jnp.asarray(value).astype(x.dtype)
     if leaf.shape != x.shape[: leaf.ndim]:
         raise ValueError(
-            f"values of shape {leaf.shape} met a sample of shape {x.shape}; give one number, or "
-            "one a sample, [B]. Inside kd.guided the batch is doubled: wrap values [B] around it, "
-            "or take batched=False there."
+            f"{name}values of shape {leaf.shape} met a sample of shape {x.shape}; give one number, "
+            "or one a sample, [B]. Inside kd.guided the batch is doubled: wrap values [B] around "
+            "it, or take batched=False there."
         )
     return along(leaf, x)
 
@@ -97,13 +97,26 @@ def on_own_mesh(function: Function) -> Function:
     return whole  # type: ignore[return-value]
 
 
+def largest_level() -> float:
+    """The largest number whose square the float of a table holds."""
+    return float(np.finfo(jax.dtypes.canonicalize_dtype(np.float64)).max) ** 0.5
+
+
+def rounded(numbers: np.ndarray) -> np.ndarray:
+    """Numbers in JAX's default float, or as narrow as they are; what is too large is infinite."""
+    default = jax.dtypes.canonicalize_dtype(np.float64)
+    with np.errstate(over="ignore"):
+        return numbers.astype(default) if numbers.dtype.itemsize > default.itemsize else numbers
+
+
 def as_float(value: ArrayLike) -> jax.Array:
     """A number as a leaf of one dtype, so that another value is never another program."""
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     if isinstance(value, jax.Array):
         return value.astype(dtype)
     # A copy, sent openly: `jax.transfer_guard("disallow")` stops what jnp.asarray sends.
-    return jax.device_put(np.array(value, dtype))
+    with np.errstate(over="ignore"):
+        return jax.device_put(np.array(value, dtype))
 
 
 def put_like(tree: Any, like: jax.Array) -> Any:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdiff_jax._arrays import Array, is_traced
+from kdiff_jax._arrays import Array, is_traced, largest_level, rounded
 
 # The largest count of steps, training timesteps and so on: far above use, far below the memory.
 LARGEST_COUNT = 1_000_000
@@ -38,11 +38,8 @@ def brought(value: Any) -> str:
 
 
 def check_batch(name: str, value: Any, *, finite: bool = True) -> jax.Array:
-    """An array of a real floating dtype with a batch axis; lists and numbers are none.
-
-    A NaN is seen where the array is on the host.
-    """
-    if isinstance(value, jax.Array) and value.dtype == np.float32 and value.ndim:
+    """An array of floats with a batch axis, finite where it is on the host; lists are none."""
+    if isinstance(value, jax.Array) and value.dtype == np.float32 and value.ndim and value.size:
         return value  # what follows takes as long as a whole step of a small sample
     if not isinstance(value, (jax.Array, np.ndarray)):
         raise ValueError(
@@ -51,9 +48,10 @@ def check_batch(name: str, value: Any, *, finite: bool = True) -> jax.Array:
         )
     if not jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.itemsize > 8:
         raise ValueError(f"{name} is {value.dtype}; expected a real floating dtype: cast it first.")
-    if value.ndim < 1:
-        raise ValueError(f"{name} is a scalar; expected [B, ...], the batch axis first.")
-    if finite and isinstance(value, np.ndarray) and not np.all(np.isfinite(value)):
+    if value.ndim < 1 or not value.size:
+        what = "empty" if value.ndim else "a scalar"
+        raise ValueError(f"{name} is {what}; expected [B, ...], the batch axis first.")
+    if finite and isinstance(value, np.ndarray) and not np.all(np.isfinite(rounded(value))):
         raise ValueError(f"{name} holds a NaN or an infinity; every entry must be finite.")
     return jnp.asarray(value)
 
@@ -263,7 +261,7 @@ def as_the_table_rounds(
     Traced ones that are not become NaN, all of them: a picture from wrong levels looks like one.
     """
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    low, high = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max) ** 0.5
+    low, high = float(np.finfo(dtype).tiny), largest_level()
     xp: Any = jnp if is_traced(levels) else np
     with np.errstate(all="ignore"):
         rounded = levels.astype(dtype)
@@ -295,9 +293,11 @@ def one_per_step(name: str, value: Any, num_steps: int) -> Array:
         raise ValueError(
             f"{name} has shape {values.shape}; expected a number or one a step, [{num_steps}]."
         )
-    if not np.all(np.isfinite(values)) or np.any(values < 0):
+    # What it multiplies, a level at most, then stays finite in the float of a table.
+    if not (np.all(values >= 0) and np.all(values <= largest_level())):
         raise ValueError(
-            f"{name} = {shown(value)} must be finite and not negative; pass 0 for none."
+            f"{name} = {shown(value)} must be finite and not negative, at most "
+            f"{largest_level():.3g}; pass 0 for none."
         )
     return values
 
@@ -314,13 +314,23 @@ def check_within(name: str, value: Any, low: float, high: float, what: str) -> A
     return values
 
 
+def held_by_jax(name: str, value: Any) -> np.ndarray:
+    """Numbers that the default types of JAX hold: of those beyond it makes other ones."""
+    numbers, array = as_numbers(name, value), np.asarray(value)
+    whole = array.dtype.kind in "iuO"
+    limits = jnp.iinfo(jnp.result_type(int)) if whole else jnp.finfo(jnp.result_type(float))
+    if not np.all(np.abs(numbers) <= float(limits.max)):
+        raise ValueError(f"{name} = {shown(value)} is not finite; pass {limits.dtype} numbers.")
+    return array
+
+
 def as_array(name: str, value: Any) -> jax.Array:
-    """An array for the device, from whatever JAX takes for one."""
-    try:
-        if isinstance(value, (str, bytes)):  # to NumPy's dtype() some letters are names
-            raise TypeError
+    """An array of numbers for the device; a list of traced ones too."""
+    if isinstance(value, jax.Array) or (isinstance(value, (list, tuple)) and is_traced(*value)):
         return jnp.asarray(value)
-    except (TypeError, ValueError, OverflowError):
+    try:
+        return jnp.asarray(held_by_jax(name, value))
+    except ValueError:
         raise ValueError(f"{name} = {shown(value)} is no array of numbers; pass one.") from None
 
 

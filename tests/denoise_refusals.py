@@ -16,6 +16,7 @@ X = jnp.ones((2, 3))
 SCHEDULE = kd.dpm2(kd.levels(kd.noise_schedule("scaled_linear"), 3))
 ROW = SCHEDULE[0]
 HUGE = 10**400
+MASK = np.array([0.0, 1.0, 1.0])
 
 
 @jax.tree_util.register_dataclass
@@ -138,6 +139,13 @@ NETWORKS: list[Refusal] = [
 ]
 
 
+def deep(depth: int = 2000) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 class Unhashable:
     __hash__ = None  # type: ignore[assignment]
 
@@ -152,6 +160,10 @@ CALLS: list[Refusal] = [
     (lambda: DENOISE(None, NAN, ROW), "x = array.*nan.* is not finite; pass"),  # type: ignore[arg-type]
     (lambda: DENOISE(None, X, SCHEDULE), "row = Schedule.* is no Row; pass one row of a schedule"),  # type: ignore[arg-type]
     (lambda: DENOISE(None, X, 0), "row = 0 is no Row; pass one row"),  # type: ignore[arg-type]
+    (lambda: DENOISE({"w": deep()}, X, ROW), "params is a dict nested more than 200 deep; pass"),
+    (lambda: DENOISE(None, X, with_row(timestep=jnp.ones(3))), r"timesteps of shape \(3,\) met"),
+    (lambda: DENOISE(None, X, with_row(sigma=X > 0)), "row.sigma = .* is not a list of numbers"),
+    (lambda: DENOISE(None, X, with_row(sigma=jnp.ones(3))), r"row.sigma: values of shape \(3,\) "),
     (lambda: DENOISE(None, X, with_row(sigma=None)), "row.sigma = .*None.* is not a list"),
     (lambda: DENOISE(None, np.ones((2, 0)), ROW), r"scalar or empty, of shape \(2, 0\); expec"),  # type: ignore[arg-type]
     (lambda: DENOISE(None, X, with_row(sigma=[1.0])), "row.sigma = .*list.* is not a list of num"),
@@ -229,6 +241,10 @@ OPTIONS: list[Refusal] = [
     (lambda: kd.inpainted(DENOISE, 0.0, 1.0, "z"), "noise = 'z' is not a list of numbers"),  # type: ignore[arg-type]
     (lambda: kd.inpainted(DENOISE, 0.0, []), r"mask is empty, of shape \(0,\); pass"),  # type: ignore[arg-type]
     (lambda: kd.inpainted(DENOISE, NAN, 0.5), "known holds a NaN or an infinity where mask is bel"),
+    (
+        lambda: kd.inpainted(DENOISE, NAN[:2], MASK),
+        r"known has shape \(2,\) and mask \(3,\), wh",
+    ),
     (lambda: kd.inpainted(DENOISE, 1e39, 0.5), "known holds a NaN or an infinity where mask is"),
     (lambda: kd.inpainted(DENOISE, 0.0, 0.5, NAN), "noise holds a NaN or an infinity where mask"),
     (lambda: kd.guidance_embedding(None, 8), "w = None holds no real numbers; pass"),  # type: ignore[arg-type]

@@ -18,6 +18,9 @@ _ADVICE = {
     "cond": "prompts go in as what the text encoder makes of them, tokens or embeddings",
 }
 _ADVICE["uncond"] = _ADVICE["cond"]
+# Deeper than any network's params; JAX breaks down at about a thousand.
+_DEEPEST = 200
+_NESTED = (list, tuple, dict)
 
 
 def check_arguments(denoise: Any, params: Any, cond: Any, batch: int) -> None:
@@ -35,8 +38,23 @@ def check_arguments(denoise: Any, params: Any, cond: Any, batch: int) -> None:
         denoise = denoise.denoise
 
 
-def check_arrays(name: str, tree: Any) -> None:
+def check_depth(name: str, tree: Any) -> None:
+    """Refuses containers so deep that JAX, which recurses into them, breaks down for good."""
+    level = [tree] if isinstance(tree, _NESTED) else []
+    for _ in range(_DEEPEST):
+        if not level:
+            return
+        parts = [part for n in level for part in (n.values() if isinstance(n, dict) else n)]
+        # Each once: a list may hold itself twice.
+        level = [*{id(part): part for part in parts if isinstance(part, _NESTED)}.values()]
+    raise ValueError(
+        f"{name} is a {type(tree).__name__} nested more than {_DEEPEST} deep; pass a flatter one."
+    )
+
+
+def check_arrays(name: str, tree: Any, advice: str = "") -> None:
     """Refuses a leaf that is neither an array nor a number."""
+    check_depth(name, tree)
     # One of each type: a network has thousands of leaves, and isinstance of arrays is slow.
     kinds = {type(leaf): leaf for leaf in jax.tree.leaves(tree)}
     if all(isinstance(leaf, jax.Array) for leaf in kinds.values()):
@@ -45,7 +63,7 @@ def check_arrays(name: str, tree: Any) -> None:
         if not _is_numeric(leaf):
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} = {shown(leaf)} is neither an array nor a "
-                f"number; pass a pytree of arrays: {_ADVICE[name]}."
+                f"number; pass a pytree of arrays: {advice or _ADVICE[name]}."
             )
 
 

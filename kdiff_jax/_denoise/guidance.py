@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdiff_jax._arrays import as_float, is_traced, per_sample
+from kdiff_jax._arrays import as_float, is_traced, per_sample, rounded
 from kdiff_jax._checks import as_numbers, check_choice, check_flag, shown
 from kdiff_jax._denoise.network import PREDICTION_TYPES, PredictionType
 from kdiff_jax._denoise.pair import call, check_uncond, conditions, in_one_batch, mixed
@@ -28,7 +28,6 @@ from kdiff_jax._denoise.prediction import (
     check_call,
     one_of,
     prediction_type_of,
-    rounded,
     units,
 )
 from kdiff_jax._table.row import Row

@@ -42,7 +42,7 @@ def guidance_embedding(w: ArrayLike, dim: int) -> jax.Array:
     dim = check_int("dim", dim, 4)
     if not is_traced(w):
         _check_scales(w)
-    if jnp.ndim(w) != 1:
+    if jnp.ndim(w) != 1 or not jnp.size(w):
         raise ValueError(
             f"w has shape {jnp.shape(w)}; pass [B] guidance scales, one a sample: "
             "jnp.full(batch, w)."

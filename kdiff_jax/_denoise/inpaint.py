@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdiff_jax._arrays import as_float, divided, is_traced, state_dtype
+from kdiff_jax._arrays import as_float, divided, is_traced, rounded, state_dtype
 from kdiff_jax._checks import as_numbers
 from kdiff_jax._denoise.prediction import (
     Denoise,
@@ -21,7 +21,6 @@ from kdiff_jax._denoise.prediction import (
     check_call,
     one_of,
     predicted,
-    rounded,
     units,
 )
 from kdiff_jax._table.row import Row
@@ -115,7 +114,7 @@ def inpainted(
             "0 where to keep what is known."
         )
     for name in ("known", "noise"):
-        if not _finite_where_kept(values.get(name), share):
+        if not _finite_where_kept(name, values.get(name), share):
             raise ValueError(
                 f"{name} holds a NaN or an infinity where mask is below 1, in what is kept; pass "
                 "finite numbers there, or a mask of 1."
@@ -137,14 +136,17 @@ def _numbers(name: str, value: Any) -> np.ndarray | None:
     return numbers
 
 
-def _finite_where_kept(values: np.ndarray | None, mask: np.ndarray | None) -> bool:
+def _finite_where_kept(name: str, values: np.ndarray | None, mask: np.ndarray | None) -> bool:
     finite = values is None or np.isfinite(values)
     if mask is None or np.all(finite):
         return True
     try:
         return bool(np.all(finite | (mask == 1)))
-    except ValueError:  # of shapes that meet no sample either
-        return True
+    except ValueError:
+        raise ValueError(
+            f"{name} has shape {np.shape(finite)} and mask {mask.shape}, which meet no one sample; "
+            "give shapes that broadcast to that of the sample."
+        ) from None
 
 
 @functools.partial(jax.jit, inline=True)

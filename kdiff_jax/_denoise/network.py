@@ -75,9 +75,9 @@ def call_network(
     The network receives the timestep as float32, [B], or [B, F] where the row has one a frame.
     """
     timestep = jnp.asarray(timestep, jnp.float32)
-    if timestep.ndim < 2:
+    if timestep.size == 1 and timestep.ndim < 2:
         timestep = jnp.broadcast_to(timestep, xs.shape[:1])
-    elif timestep.shape != xs.shape[: timestep.ndim]:
+    if timestep.shape != xs.shape[: timestep.ndim]:
         raise ValueError(
             f"timesteps of shape {timestep.shape} met a sample of shape {xs.shape}; give one "
             "timestep, or one a sample, [B], or one a frame, [B, F]."
@@ -168,8 +168,8 @@ def check_network(model_fn: ModelFn, dtype: DTypeLike | None) -> np.dtype | None
     if dtype is None:
         return None
     try:
-        # NumPy would take an array for its dtype.
-        found = None if isinstance(dtype, (np.ndarray, np.generic, jax.Array)) else jnp.dtype(dtype)
+        # NumPy would take an array for its dtype, and shows what is none in full.
+        found = jnp.dtype(dtype) if isinstance(dtype, (str, type, np.dtype)) else None
     except TypeError:
         found = None
     if found is None or not jnp.issubdtype(found, jnp.floating):

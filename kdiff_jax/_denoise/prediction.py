@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdiff_jax._arrays import as_float, divided, is_traced, per_sample, state_dtype
-from kdiff_jax._checks import as_numbers, check_number, shown
+from kdiff_jax._arrays import as_float, divided, is_traced, per_sample, rounded, state_dtype
+from kdiff_jax._checks import as_numbers, check_number, held_by_jax, shown
 from kdiff_jax._table.row import Row
 
 
@@ -47,10 +47,11 @@ class Denoise(Protocol):
 def units(row: Row, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """alpha, sigma and input_scale of a row in the dtype and rank of x; 1 where there is none."""
 
-    def or_one(leaf: jax.Array | None) -> jax.Array:
-        return jnp.ones((), x.dtype) if leaf is None else per_sample(leaf, x)
+    def or_one(name: str) -> jax.Array:
+        leaf = getattr(row, name)
+        return jnp.ones((), x.dtype) if leaf is None else per_sample(leaf, x, f"row.{name}: ")
 
-    return or_one(row.alpha), per_sample(row.sigma, x), or_one(row.input_scale)
+    return or_one("alpha"), or_one("sigma"), or_one("input_scale")
 
 
 def epsilon_of(denoised: jax.Array, x: jax.Array, row: Row) -> jax.Array:
@@ -83,11 +84,11 @@ def check_call(x: Any, row: Any) -> jax.Array:
         value = getattr(row, name)
         # A key is a JAX array too, of a dtype that is none of NumPy's.
         known = isinstance(value, jax.Array) and isinstance(value.dtype, np.dtype)
+        known = known and value.dtype.kind in "iufV"  # V: bfloat16
         if not known and not (value is None and name in ("alpha", "input_scale")):
-            _check_finite(f"row.{name}", value if np.isscalar(value) else _host_array(value))
+            held_by_jax(f"row.{name}", value if np.isscalar(value) else _host_array(value))
     if not isinstance(x, jax.Array):
-        _check_finite("x", x)
-        x = jnp.asarray(np.asarray(x))
+        x = jnp.asarray(held_by_jax("x", x))
     if x.ndim < 1 or not x.size:
         raise ValueError(
             f"the sample is a scalar or empty, of shape {x.shape}; expected [B, ...], the batch "
@@ -101,11 +102,6 @@ def _host_array(value: Any) -> Any:
     """A row's leaf of NumPy as it is; the type of anything else, which is no number."""
     plain = type(value) is np.ndarray and value.size
     return value if plain else type(value)
-
-
-def _check_finite(name: str, value: Any) -> None:
-    if not np.all(np.isfinite(rounded(as_numbers(name, value)))):
-        raise ValueError(f"{name} = {shown(value)} is not finite; pass finite numbers.")
 
 
 def predicted(denoise: Denoise, params: Any, x: jax.Array, row: Row, cond: Any) -> Prediction:
@@ -171,12 +167,6 @@ def as_leaf(name: str, value: ArrayLike, *, square: bool = False, **bounds: floa
             "number, or one a sample, [B]."
         )
     return as_float(value)
-
-
-def rounded(numbers: np.ndarray) -> np.ndarray:
-    """Numbers in the dtype of a leaf; what is too large is infinite there."""
-    with np.errstate(over="ignore"):
-        return numbers.astype(jax.dtypes.canonicalize_dtype(np.float64))
 
 
 def brief(value: object) -> str:

@@ -109,7 +109,7 @@ def levels(
     options = GridOptions(
         grid,
         timestep_spacing,
-        steps_offset,
+        check_int("steps_offset", steps_offset, 0),
         rho,
         sigma_min,
         sigma_max,

@@ -19,7 +19,6 @@ from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, common_namespace, is_traced
 from kdiff_jax._checks import (
-    as_array,
     check_int,
     check_number,
     check_sigmas,
@@ -30,7 +29,7 @@ from kdiff_jax._levels.shift import check_terminal, dynamic_shift
 from kdiff_jax._levels.spacing import TIMESTEP_GRIDS, GridOptions, check_flow_options, shaped_sigmas
 from kdiff_jax._levels.split import Split, flow_split
 from kdiff_jax._levels.timestep_grids import flow_grid
-from kdiff_jax._levels.training import clean_and_noise, inside_or_nan
+from kdiff_jax._levels.training import clean_and_noise, flow_timesteps, inside_or_nan
 
 
 @jax.tree_util.register_dataclass
@@ -148,12 +147,7 @@ class FlowSchedule:
         """
         x0, eps = _pair(x0, eps)
         last = self.num_train_timesteps
-        check_within("timesteps", timesteps, 0, last, "the timesteps of this flow")
-        timesteps = as_array("timesteps", timesteps).astype(x0.dtype)
-        if timesteps.shape != x0.shape[:1]:
-            raise ValueError(
-                f"timesteps {timesteps.shape} do not fit x0 {x0.shape}; expected [B], one a sample."
-            )
+        timesteps = flow_timesteps(timesteps, last, x0)
         sigma = inside_or_nan(timesteps, last, timesteps / last)
         sigma = sigma.reshape(sigma.shape + (1,) * (x0.ndim - 1))
         return (1 - sigma) * x0 + sigma * eps
@@ -175,8 +169,9 @@ class FlowSchedule:
 
         Source: Liu et al. 2022 (arXiv:2209.03003), equation 1.
         """
-        del timesteps
         x0, eps = _pair(x0, eps)
+        if timesteps is not None:
+            flow_timesteps(timesteps, self.num_train_timesteps, x0)
         return eps - x0
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, is_traced
-from kdiff_jax._checks import check_choice, check_flag, check_int, check_number
+from kdiff_jax._checks import check_choice, check_flag, check_number
 from kdiff_jax._levels.grids import (
     beta_sigmas,
     exponential_sigmas,
@@ -123,7 +123,6 @@ def check_options(options: GridOptions) -> None:
     grid, low, high = options.grid, options.sigma_min, options.sigma_max
     check_choice("timestep_spacing", options.timestep_spacing, SPACINGS)
     check_choice("grid", grid, (None, *SIGMA_GRIDS, *TIMESTEP_GRIDS))
-    check_int("steps_offset", options.steps_offset, 0)
     check_flag("round_timesteps", options.round_timesteps)
     ends = {"rho": options.rho, "sigma_min": low, "sigma_max": high}
     for name, number in ends.items():

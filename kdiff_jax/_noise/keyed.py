@@ -18,6 +18,7 @@ import numpy as np
 from kdiff_jax._arrays import along, on_own_mesh, per_sample, state_dtype
 from kdiff_jax._checks import check_batch, check_int, shown
 from kdiff_jax._denoise.prediction import units
+from kdiff_jax._levels.training import warn_of_pixels
 from kdiff_jax._noise import threefry
 from kdiff_jax._table.check import check_row, check_schedule
 from kdiff_jax._table.row import Row
@@ -102,7 +103,7 @@ def add_noise(row: Row, x0: jax.Array, eps: jax.Array) -> jax.Array:
 
     Args:
       row: where the run is to begin, usually `schedule[0]`; leaves scalar, [B] or [B, F].
-      x0: [B, ...] clean samples.
+      x0: [B, ...] clean samples; a NumPy array of pixels in [0, 255] warns.
       eps: the shape of x0, unit Gaussian noise.
 
     Returns:
@@ -122,6 +123,7 @@ def add_noise(row: Row, x0: jax.Array, eps: jax.Array) -> jax.Array:
     Source: `add_noise` of diffusers' KDPM2DiscreteScheduler and LCMScheduler.
     """
     check_row(row)
+    warn_of_pixels("x0", x0, stacklevel=3)
     x0, eps = check_batch("x0", x0), check_batch("eps", eps)
     if x0.shape != eps.shape:
         raise ValueError(f"x0 {x0.shape} and eps {eps.shape} differ; expected [B, ...] both.")
@@ -252,7 +254,7 @@ def _key_of_each_sample(key: jax.Array, batch: int) -> jax.Array:
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """A sample's shape as a tuple of integers; it has a batch axis."""
-    if not isinstance(shape, (tuple, list, np.ndarray)):
+    if not isinstance(shape, (tuple, list, np.ndarray)) or getattr(shape, "ndim", 1) < 1:
         raise ValueError(f"shape = {shown(shape)}; expected (B, ...): pass a tuple of integers.")
     shape = tuple(check_int("shape", size, 0, _MOST_NUMBERS) for size in shape)
     if not shape:

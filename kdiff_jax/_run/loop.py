@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kdiff_jax._arrays import on_own_mesh
+from kdiff_jax._denoise.arguments import check_arrays
 from kdiff_jax._denoise.prediction import Denoise, Prediction
 from kdiff_jax._noise.given import NoiseFn, add_noise_of
 from kdiff_jax._noise.keyed import add_row_noise
@@ -195,7 +196,9 @@ def _scan_segments(once: Body, report: Report, loop: Loop, rows: Row, unroll: in
 @jax.jit
 def _to_save(save_fn: SaveFn, state: State, prediction: Prediction, row: Row) -> Any:
     # Compiled as a function of its own so that it is traced once, for its shapes and for the loop.
-    return save_fn(state, prediction, row)
+    saved = save_fn(state, prediction, row)
+    check_arrays("what save_fn returned", saved, "an entry that is no array belongs outside")
+    return saved
 
 
 def _buffers(save_fn: SaveFn, state: State, rows: Row, num_steps: int) -> Any:

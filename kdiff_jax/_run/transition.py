@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from kdiff_jax._arrays import along, per_sample
+from kdiff_jax._checks import brought, check_batch
 from kdiff_jax._denoise.prediction import Prediction
 from kdiff_jax._run.state import State, check_state
-from kdiff_jax._run.step import advance
+from kdiff_jax._run.step import advance, check_prediction
+from kdiff_jax._table.check import check_row
 from kdiff_jax._table.row import Row
 
 
@@ -49,7 +51,7 @@ def transition(state: State, row: Row, prediction: Prediction) -> tuple[jax.Arra
 
     Source: Ho et al. 2020 (arXiv:2006.11239), equation 1; the table of each sampler.
     """
-    check_state(state, row)
+    _check(state, row, prediction)
     mean = advance(state, row, prediction, None).sample
     return mean, _scale(row, mean)
 
@@ -135,8 +137,11 @@ def log_ratio(
     Source: Schulman et al. 2017 (arXiv:1707.06347), equation 6; Black et al. 2023
     (arXiv:2305.13301), equation 5.
     """
+    for name, pair in (("new", new), ("old", old)):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise ValueError(f"{name} is {brought(pair)}; expected two: pass (state, prediction).")
+        _check(pair[0], row, pair[1])
     mean_old, scale = transition(old[0], row, old[1])
-    check_state(new[0], row)
     # A step is linear in the State and the prediction, so it maps differences to differences.
     difference = jax.tree.map(jnp.subtract, new, old)
     moved = advance(difference[0], replace(row, idle=None), difference[1], None).sample
@@ -144,6 +149,12 @@ def log_ratio(
     z_old = (_like(x_next, mean_old) - mean_old) / safe
     shift = moved / safe
     return _summed(jnp.where(draws, shift * (z_old - shift / 2), jnp.zeros_like(mean_old)))
+
+
+def _check(state: State, row: Row, prediction: Prediction) -> None:
+    check_row(row)
+    check_state(state, row)
+    check_prediction("prediction", prediction, state.sample)
 
 
 def _scale(row: Row, x: jax.Array) -> jax.Array:
@@ -162,12 +173,12 @@ def _safe(scale: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _like(x_next: jax.Array, mean: jax.Array) -> jax.Array:
-    if jnp.shape(x_next) != mean.shape:
+    if (x_next := check_batch("x_next", x_next)).shape != mean.shape:
         raise ValueError(
-            f"x_next has shape {jnp.shape(x_next)} and the sample {mean.shape}; give the sample "
-            "after the row."
+            f"x_next has shape {x_next.shape} and the sample {mean.shape}; give the sample after "
+            "the row."
         )
-    return jnp.asarray(x_next).astype(mean.dtype)
+    return x_next.astype(mean.dtype)
 
 
 def _summed(terms: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import common_namespace
 from kdiff_jax._levels.levels import Levels
-from kdiff_jax._table.ancestral import ancestral_split
+from kdiff_jax._table.ancestral import ancestral_split, check_levels
 from kdiff_jax._table.fill import fill
 from kdiff_jax._table.schedule import Schedule
 
@@ -113,7 +113,7 @@ def dpmpp_sde(
 
     Source: Lu et al. 2022 (arXiv:2211.01095); `sample_dpmpp_sde` of k-diffusion.
     """
-    if levels.noise.flow:
+    if check_levels(levels).noise.flow:
         raise ValueError(
             "dpmpp_sde was given levels of a rectified flow, and its two noises are defined where "
             "alpha is 1, on a beta schedule and on sigmas alone; on a flow take "

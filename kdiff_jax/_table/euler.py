@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from jax.typing import ArrayLike
 
+from kdiff_jax._checks import one_per_step
 from kdiff_jax._levels.levels import Levels
 from kdiff_jax._table.ancestral import ancestral_split, check_levels
 from kdiff_jax._table.fill import fill
@@ -55,6 +56,7 @@ def euler(
     """
     s0, s1 = check_levels(levels).inner
     if eta is None:
+        one_per_step("s_noise", s_noise, levels.num_steps)
         row = {"denoised_weight": levels.noise.alpha_at(s1), "epsilon_weight": s1}
     else:
         s_down, s_up, keep = ancestral_split(levels, eta, s_noise)

@@ -301,14 +301,15 @@ def with_columns(schedule: Schedule, columns: Iterable[str]) -> Schedule:
     """The same table with these columns, the new ones filled so that they change nothing."""
     if not isinstance(columns, Iterable) or isinstance(columns, (jax.Array, np.ndarray)):
         raise ValueError(f"columns = {shown(columns)}; pass names of columns of Row.")
-    # Names only: a list within the list has no hash.
-    wanted = {columns} if isinstance(columns, str) else {str(name) for name in columns}
+    names = [columns] if isinstance(columns, str) else list(columns)
+    wanted = {name if isinstance(name, str) else shown(name) for name in names}
     if "anchor_weight" in wanted:
         wanted.add("advances")
     always = {f.name for f in fields(Row)} - set(NEUTRAL) - {"idle"}
     if strange := wanted - set(NEUTRAL) - always:
         raise ValueError(
-            f"columns names {sorted(strange)}; expected columns of Row: {', '.join(NEUTRAL)}."
+            f"columns names {shown(sorted(strange))}; expected columns of Row: "
+            f"{', '.join(NEUTRAL)}."
         )
     have = set(columns_of(schedule.rows)) & set(NEUTRAL)
     if missing := have - wanted:

@@ -18,7 +18,7 @@ from kdiff_jax._arrays import Array, common_namespace, is_traced
 from kdiff_jax._checks import check_number
 from kdiff_jax._levels.levels import Levels
 from kdiff_jax._levels.noise_schedule import NoiseSchedule
-from kdiff_jax._table.ancestral import refuse_churn
+from kdiff_jax._table.ancestral import check_levels, refuse_churn
 from kdiff_jax._table.fill import fill, timesteps_reached
 from kdiff_jax._table.schedule import Schedule
 
@@ -55,7 +55,7 @@ def tcd(levels: Levels, gamma: ArrayLike = 0.3) -> Schedule:
     given = check_number("gamma", gamma, at_least=0)
     if not is_traced(given) and given > 1:
         raise ValueError(f"gamma = {gamma} is out of range; expected it in [0, 1].")
-    noise = levels.noise
+    noise = check_levels(levels).noise
     if not isinstance(noise, NoiseSchedule):
         what = "a rectified flow" if noise.flow else "sigmas alone"
         raise ValueError(

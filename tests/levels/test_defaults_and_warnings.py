@@ -1,5 +1,6 @@
 """What a call means by itself: the betas of each schedule, a shift below 1; and what warns."""
 
+import functools
 from typing import Any
 
 import jax
@@ -57,8 +58,12 @@ def test_a_run_turned_over_in_the_middle_has_the_timesteps_of_the_whole_run() ->
 def test_pixels_on_the_host_warn(noise: kd.NoiseSchedule | kd.FlowSchedule) -> None:
     pixels = np.linspace(0, 255, 8, dtype=np.float32).reshape(2, 4)
     eps, t = np.ones_like(pixels), np.array([5, 9])
-    with pytest.warns(UserWarning, match=r"x0 spans \[0, 255\].*pass x0 / 127.5 - 1"):
-        noise.add_noise(pixels, eps, t)
+    row = kd.dpm2(kd.levels(noise, 3))[0]
+    of_row = functools.partial(kd.add_noise, row, pixels, eps)  # type: ignore[arg-type]
+    for add_noise in (functools.partial(noise.add_noise, pixels, eps, t), of_row):
+        with pytest.warns(UserWarning, match=r"x0 spans \[0, 255\].*pass x0 / 127.5 - 1") as warned:
+            add_noise()
+        assert warned[0].filename == __file__
     noise.add_noise(pixels / 127.5 - 1, eps, t)  # warnings are errors here
     noise.add_noise(jnp.asarray(pixels), eps, t)
 

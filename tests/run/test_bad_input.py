@@ -1,6 +1,7 @@
 """What is refused from the table on, and that the message shows what was received."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -53,6 +54,11 @@ def sample(schedule: kd.Schedule, x: Any = X, *args: Any, **options: Any) -> Any
     return kd.sample(denoise, np.float32(0.1), schedule, x, *args, **options)
 
 
+def ratio(new: Any = None, x_next: Any = X) -> Any:
+    old = kd.init(DPM2, X), PREDICTION
+    return kd.log_ratio(DPM2[0], old if new is None else new, old, x_next)
+
+
 def traced(function: Any, *args: Any) -> Any:
     return jax.make_jaxpr(function)(*args)
 
@@ -87,6 +93,12 @@ SAMPLERS: list[Refusal] = [
     (lambda: kd.dpmpp_3m(LEVELS, published="no"), "published = 'no' is neither True nor False"),  # type: ignore[arg-type]
     (lambda: kd.dpmpp_3m(LEVELS, lower_order_final=1), "lower_order_final = 1 is neither True"),  # type: ignore[arg-type]
     (lambda: kd.unipc(LEVELS, corrector=None), "corrector = None is neither True nor False"),  # type: ignore[arg-type]
+    *(
+        (functools.partial(sampler, [10.0, 1.0]), r"levels = \[10.*of type list; pass levels")  # type: ignore[arg-type]
+        for sampler in (kd.heun, kd.dpmpp_2m, kd.dpmpp_3m, kd.dpmpp_sde, kd.unipc, kd.tcd)
+    ),
+    (lambda: kd.euler(LEVELS, s_noise="1"), "s_noise = '1' is not a list of numbers"),  # type: ignore[arg-type]
+    (lambda: kd.lcm(LEVELS, s_noise_end=1e30), r"s_noise_end = 1e\+30 must be finite and not neg"),
     (lambda: kd.dpmpp_2m(CHURNED), "dpmpp_2m goes on from estimates of earlier.*kd.dpm2 or kd.eul"),
     (
         lambda: kd.dpmpp_3m(CHURNED),
@@ -292,7 +304,14 @@ RUNS: list[Refusal] = [
     (lambda: sample(ANCESTRAL, noise_fn=DENOISE), r"noise_fn is Denoiser\(.*expected noise_fn"),
     (lambda: sample(ANCESTRAL, noise_fn=3), "noise_fn = 3 is not callable; pass a function"),
     (lambda: sample(DPM2, noise_fn=kd.row_noise), "draws no noise.*leave it out.*kd.euler with an"),
+    (lambda: kd.init(DPM2, np.zeros((0, 3))), r"x is empty; expected \[B, \.\.\.\]"),  # type: ignore[arg-type]
+    (lambda: kd.transition(kd.init(DPM2, X), DPM2, PREDICTION), "row is Schedule.*; expected one"),  # type: ignore[arg-type]
+    (lambda: kd.transition(kd.init(DPM2, X), DPM2[0], X), "prediction is float32.*; expected a Pr"),  # type: ignore[arg-type]
+    (lambda: ratio(new=X), r"new is float32\[2, 3\]; expected two: pass \(state, prediction\)"),
+    (lambda: ratio(x_next=[1.0]), "x_next is a list; expected an array"),
+    (lambda: ratio(x_next=X[:1]), r"x_next has shape \(1, 3\) and the sample \(2, 3\); give"),
     (lambda: sample(DPM2, save_fn=3), "save_fn = 3 is not callable; pass a function"),
+    (lambda: sample(DPM2, save_fn=lambda *a: "x"), "what save_fn returned = 'x' is neither an arr"),
     (lambda: sample(STACK, save_fn=lambda *a: 1), "save_fn was given with a stack.*jax.vmap"),
     (lambda: sample(DPM2, unroll=0), "unroll = 0 is too small"),
     (lambda: sample(DPM2, remat="all"), "remat = 'all'.*'segments'"),
@@ -390,7 +409,7 @@ def test_every_refusal_of_these_modules_is_in_the_table():
         "_denoise": "arguments clip consistency continuous guidance guidance_embedding inpaint "
         "network prediction",
         "_noise": "brownian given keyed slerp",
-        "_run": "check loop progress sample state step",
+        "_run": "check loop progress sample state step transition",
     }
     modules = [f"{folder}.{name}" for folder, files in names.items() for name in files.split()]
     assert unreached(modules, REFUSED) == set()
