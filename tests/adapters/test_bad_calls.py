@@ -65,13 +65,13 @@ COUNTS = [*NUMBERS, 0, 2.5, 10**9, math.inf]
 WRAPPED = K.DiscreteEpsDDPMDenoiser(network, ABAR)
 RUN: dict[str, Any] = {"model": model, "x": X, "sigmas": SIGMAS, "key": KEY}
 OF_RUN = {
-    "model": [*NEVER, None, {}, 1, True],
+    "model": [*NEVER, None, {}, 1, True, lambda x: x, kd.denoiser(lambda params, x, t: x)],
     "x": [*NEVER, *NO_NUMBERS, 1, X.astype(jnp.complex64), X.astype(int)],
     "sigmas": [*NUMBERS, 1, [1.0], [1.0, 2.0], [3.0, 1.0, 1.0], SIGMAS[::-1]],
     "extra_args": [*NEVER, 1, len, True, {1: 2}, {"a": "b"}, {"a": 10**400}, {"a": object()}],
-    "callback": [*NEVER, {}, 1, True],
+    "callback": [*NEVER, {}, 1, True, int, lambda x, i: None],
     "disable": [*NEVER, {}, 1, 0, len],
-    "noise_sampler": [*NEVER, {}, 1, True],
+    "noise_sampler": [*NEVER, {}, 1, True, lambda sigma: X],
 }
 # A function, the arguments of a call that is right, and the wrong ones of each.
 CALLS: list[tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]] = [
@@ -186,6 +186,7 @@ def test_the_right_call_is_finite(call: tuple[Any, dict[str, Any], Any]) -> None
 
 
 RETURNED: list[Refusal] = [
+    (lambda: K.sample_dpm_2(model, X, SIGMAS, key=7), "key = 7 is no PRNG key"),  # type: ignore[arg-type]
     (lambda: run(lambda x, sigma: None), "model returned None.*return denoised"),
     (lambda: run(lambda x, sigma: x.astype(int)), "model returned is int32.*cast it"),
     (lambda: run(lambda x, sigma: (x, x)), r"model returned \(.*return denoised"),

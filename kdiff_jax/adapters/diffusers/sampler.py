@@ -235,13 +235,16 @@ class DiffusersSampler:
         return denoise
 
     def _clipped(self, denoise: Denoise) -> Denoise:
+        wrap: Callable[..., Denoise] = kd.clipped
+        keys: tuple[str, ...] = ("clip_sample_range",)
         if self.config.get("thresholding"):
-            return kd.thresholded(
-                denoise, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"]
-            )
-        if self.config.get("clip_sample"):
-            return kd.clipped(denoise, self.config["clip_sample_range"])
-        return denoise
+            wrap, keys = kd.thresholded, ("dynamic_thresholding_ratio", "sample_max_value")
+        elif not self.config.get("clip_sample"):
+            return denoise
+        try:
+            return wrap(denoise, *(self.config[key] for key in keys))
+        except ValueError as error:
+            raise ValueError(f"{' or '.join(keys)} in the config: {error}") from None
 
     def to_config(self) -> dict[str, Any]:
         """The config as JSON-serialisable values, as diffusers writes and reads them.

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, is_traced
 from kdiff_jax._checks import as_numbers, shown
+from kdiff_jax._denoise.arguments import check_depth
 from kdiff_jax._run.check import parameters_of
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -78,6 +79,7 @@ def check_extra_args(extra_args: Any) -> dict[str, Any]:
             f"extra_args = {shown(extra_args)} is no dict of keyword arguments; pass "
             "extra_args={'name': array}."
         )
+    check_depth("extra_args", extra_args)
     for leaf in jax.tree.leaves(extra_args):
         if not _enters_a_program(leaf):
             raise ValueError(

@@ -125,6 +125,7 @@ def get_sigmas_vp(
 
     Source: `get_sigmas_vp` of k-diffusion; Song et al. 2020 (arXiv:2011.13456), appendix C.
     """
+    n = check_int("n", n, 1)
     return append_zero(kd.vp_sigmas(n, beta_d=beta_d, beta_min=beta_min, eps_s=eps_s))
 
 
