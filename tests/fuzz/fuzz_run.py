@@ -22,13 +22,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from fuzz_adapters import ADAPTER_CALLS
-from fuzz_calls import CORE_CALLS, Call
+from fuzz_calls import GRID_CALLS, LEVEL_CALLS, Call
+from fuzz_denoise import NOISE_CALLS, RUN_CALLS, WRAPPER_CALLS
+from fuzz_samplers import TABLE_CALLS
 
 import kdiff_jax as kd
 
 PACKAGE = str(Path(str(kd.__file__)).parent)
+CORE_CALLS = [*LEVEL_CALLS, *GRID_CALLS, *TABLE_CALLS, *WRAPPER_CALLS, *NOISE_CALLS, *RUN_CALLS]
 CALLS = [*CORE_CALLS, *ADAPTER_CALLS]
 ALLOWED = (ValueError, TypeError, ImportError, NotImplementedError)
+
+
+# What else a message may call an argument: by what it stands for, or what is made of it.
+ALIASES = {
+    "x": "the sample",
+    "x0": "the sample",
+    "i": "a schedule is indexed",
+    "extra_args": "unexpected keyword argument",
+    "config": "_class_name",
+    "other": "two values of",
+    "beta_start": "the betas",
+    "num_train_timesteps": "whole timesteps|1 timestep",
+    "noise": "rectified flow",
+    "num_inference_steps": "num_steps",
+    "original_inference_steps": "original_steps",
+    "new": "state|prediction",
+    "old": "state|prediction",
+    "params": "model_fn returned",
+}
 
 
 def problem_of(call: Call, wrong: dict[str, Any]) -> str | None:
@@ -40,20 +62,31 @@ def problem_of(call: Call, wrong: dict[str, Any]) -> str | None:
         try:
             result = _called(call, arguments)
         except ALLOWED as error:
-            return _problem_of_error(call, wrong, error)
+            return _problem_of_error(wrong, error)
+        except IndexError as error:  # the protocol of sequences, by which loops end
+            return None if call.name == "Schedule[i]" else f"other exception, {error}"
         except Exception as error:
             return f"other exception, {type(error).__name__}: {_first_line(error)}"
     for name, value in wrong.items():
         if not call.arguments[name][1](value):
             return f"accepted, {name}"
-    if any(problem_of_result(jnp.asarray(v)) for v in wrong.values() if _is_numeric(v)):
-        return None  # a NaN in a sample
-    return problem_of_result(result)
+    if any(_is_nan_within(value) for value in wrong.values()):
+        return None
+    ascends = any(isinstance(value, kd.Levels) and value.ascends for value in wrong.values())
+    return problem_of_result(result, ascends)
 
 
-def _is_numeric(value: Any) -> bool:
-    kind = getattr(getattr(value, "dtype", None), "kind", "")
-    return isinstance(value, (np.ndarray, jax.Array)) and kind in ("f", "c") and value.size > 0
+def _is_nan_within(value: Any) -> bool:
+    """Whether what was accepted holds a NaN or an infinity, as its result then does."""
+    kinds = (np.ndarray, np.generic, jax.Array, float)
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    leaves = [np.asarray(v) for v in parts if isinstance(v, kinds) and _real(v)]
+    with np.errstate(over="ignore"):
+        return any(not np.all(np.isfinite(leaf.astype(np.float32))) for leaf in leaves)
+
+
+def _real(value: Any) -> bool:
+    return jnp.issubdtype(getattr(value, "dtype", np.float64), jnp.floating)
 
 
 def _called(call: Call, arguments: dict[str, Any]) -> Any:
@@ -62,15 +95,20 @@ def _called(call: Call, arguments: dict[str, Any]) -> Any:
     return call.function(**arguments)
 
 
-def _problem_of_error(call: Call, wrong: dict[str, Any], error: Exception) -> str | None:
+def _problem_of_error(wrong: dict[str, Any], error: Exception) -> str | None:
     frames = list(traceback.extract_tb(error.__traceback__))
     text = str(error)
     if not frames[-1].filename.startswith(PACKAGE) or type(error).__module__ != "builtins":
-        where = next((f for f in reversed(frames) if f.filename.startswith(PACKAGE)), frames[-1])
+        inside = [i for i, f in enumerate(frames) if f.filename.startswith(PACKAGE)]
+        # What a function of the caller makes of what it is given is its own affair.
+        own = any(f.filename == fv.__file__ for f in frames[(inside or [0])[-1] :])
+        if own and {"params", "noise_fn", "save_fn"} & set(wrong):
+            return None
+        where = frames[inside[-1] if inside else -1]
         place = f"{Path(where.filename).name}:{where.lineno}"
         return f"raw message, {place} {type(error).__name__}: {_first_line(error)}"
-    named = any(re.search(rf"\b{re.escape(name)}\b", text) for name in wrong)
-    if not named:
+    names = "|".join(f"{re.escape(name)}|{ALIASES.get(name, name)}" for name in wrong)
+    if not re.search(rf"\b({names})\b", text):
         return f"not named, {'/'.join(wrong)}: {_first_line(error)}"
     if len(text) > 2000:
         return f"long message, {len(text)} characters"
@@ -81,13 +119,14 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n", 1)[0][:150]
 
 
-def problem_of_result(result: Any) -> str | None:
+def problem_of_result(result: Any, ascends: bool = False) -> str | None:
     """A non-finite number or levels that do not descend in what a call returned."""
     if isinstance(result, kd.NoiseSchedule):
         result = result.alphas_cumprod
     if isinstance(result, kd.Schedule) and result.rows.idle is not None:
-        return problem_of_result(result.rows)
-    if isinstance(result, (kd.Schedule, kd.Levels)) and not _descends(np.asarray(result.sigmas)):
+        return problem_of_result(result.rows, ascends)
+    table = isinstance(result, (kd.Schedule, kd.Levels)) and not ascends
+    if table and not _descends(np.asarray(result.sigmas)):
         return "result, levels that do not descend"
     for leaf in jax.tree.leaves(result):
         kind = getattr(getattr(leaf, "dtype", None), "kind", "")
@@ -112,6 +151,11 @@ def calls_of(seed: int, count: int) -> list[tuple[Call, dict[str, Any]]]:
         names = draw.sample(list(call.arguments), min(len(call.arguments), draw.choice((1, 1, 2))))
         chosen.append((call, {name: draw.choice(fv.WRONG) for name in names}))
     return chosen
+
+
+def each_call() -> list[tuple[Call, dict[str, Any]]]:
+    """Every wrong object in the place of every argument, one at a time."""
+    return [(c, {name: wrong}) for c in CALLS for name in c.arguments for wrong in fv.WRONG]
 
 
 @dataclasses.dataclass
@@ -149,8 +193,10 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=24_000, help="how many calls are drawn")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--only", default="", help="only functions whose name has this in it")
+    parser.add_argument("--each", action="store_true", help="each wrong object in each place")
     options = parser.parse_args()
-    calls = [c for c in calls_of(options.seed, options.calls) if options.only in c[0].name]
+    drawn = each_call() if options.each else calls_of(options.seed, options.calls)
+    calls = [c for c in drawn if options.only in c[0].name]
     found = run(calls)
     kinds: collections.Counter[str] = collections.Counter()
     for problem, entry in sorted(found.items(), key=lambda item: -item[1].count):

@@ -77,6 +77,7 @@ LISTS: list[Any] = [
     *([], (), [[]], [1.0], [10.0, 1.0], [10.0, 1.0, 0.0], [1.0, 10.0], [2, 2], [0.0], [-1.0, -2.0]),
     *(["1"], ["10", "1"], [True, False], [None], [math.nan, 1.0], [1.0, math.inf], [1j, 1.0]),
     *([1, [2, 3]], [10**400, 1], [1e39, 1.0], [1.0, 1e-46], [1 + 1e-12, 1.0], nested(200)),
+    *(nested(5_000), {"a": nested(5_000)}),
     *(range(3), {1.0, 2.0}, {"a": 1.0}, {}, [[2.0, 1.0], [3.0, 1.0]], (2, 4), [-1, 4], (2, 10**12)),
 ]
 ARRAYS: list[Any] = [
@@ -165,26 +166,42 @@ def anything(value: Any) -> bool:
     return True
 
 
-def numbers(low: float = -math.inf, high: float = math.inf, *, nan: bool = False) -> Accepts:
-    """A number, or numbers in lists and arrays, not empty, each in [low, high]."""
-    within = number(low, high)
+def numbers(
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    nan: bool = False,
+    host_nan: bool = False,
+    flags: bool = False,
+    empty: bool = False,
+    infinite: bool = False,
+) -> Accepts:
+    """A number, or numbers in lists and arrays, each in [low, high], or in (low, high].
+
+    nan: arrays of JAX may hold one, since looking at them costs a transfer; host_nan: those of
+    NumPy too. flags: an array of bools is one of 0 and 1. empty: what is done to each of any shape.
+    infinite: infinities too.
+    """
+    finite = number(low, high, above=above)
+
+    def within(value: Any) -> bool:
+        return finite(value) or (infinite and isinstance(value, float) and math.isinf(value))
 
     def accepts(value: Any) -> bool:
         if within(value):
             return True
-        if isinstance(value, range):
+        if isinstance(value, (range, tuple)):
             value = list(value)
-        if isinstance(value, (list, tuple)):
-            flat = len(value) > 0 and all(within(entry) for entry in value)
-            return flat or (
-                len(value) > 0
-                and all(isinstance(v, list) and v for v in value)
-                and all(within(e) for v in value for e in v)
-            )
-        if isinstance(value, (np.ndarray, jax.Array)) and _kind(value) in ("real", "whole"):
-            if value.size == 0:
-                return False
-            return nan or all(within(v) for v in np.asarray(value, np.float64).ravel())
-        return False
+        if isinstance(value, list):
+            rows = bool(value) and all(isinstance(row, list) for row in value)
+            entries = [e for row in value for e in row] if rows else value
+            return (empty or bool(entries)) and all(map(within, entries))
+        if not isinstance(value, (np.ndarray, jax.Array)):
+            return False
+        if value.size == 0 or _kind(value) not in ("real", "whole"):
+            return (empty and value.size == 0) or (flags and _kind(value) == "bool")
+        unseen = host_nan or (nan and isinstance(value, jax.Array))
+        return unseen or all(within(v) for v in np.asarray(value, np.float64).ravel())
 
     return accepts

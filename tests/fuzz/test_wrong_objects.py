@@ -1,6 +1,7 @@
 """A seeded sample of the calls with wrong objects; all of them: `python tests/fuzz/fuzz_run.py`."""
 
 import math
+import types
 from typing import Any
 
 import fuzz_run as fuzz
@@ -11,6 +12,10 @@ from fuzz_run import CALLS
 from fuzz_values import NOISE, number
 
 import kdiff_jax as kd
+from kdiff_jax.adapters import diffusers as kd_diffusers
+from kdiff_jax.adapters import k_diffusion as kd_k
+
+COUNT = 2000
 
 
 @pytest.mark.parametrize("call", CALLS, ids=[call.name for call in CALLS])
@@ -18,8 +23,16 @@ def test_the_valid_call_that_is_changed_is_valid(call: Call) -> None:
     assert fuzz.problem_of(call, {}) is None
 
 
+@pytest.mark.parametrize("module", [kd, kd_diffusers, kd_k], ids=lambda module: module.__name__)
+def test_every_public_name_is_called(module: types.ModuleType) -> None:
+    # A class is made by a function, or called as one; its methods count for it.
+    called = {call.name.split()[0].split(".")[0].removesuffix("()") for call in CALLS}
+    called |= {type(value).__name__ for call in CALLS for value, _ in call.arguments.values()}
+    assert set(module.__all__) - called == set()
+
+
 def test_wrong_objects_are_refused_by_name() -> None:
-    found = fuzz.run(fuzz.calls_of(seed=1, count=2500), seconds=30)
+    found = fuzz.run(fuzz.calls_of(seed=1, count=COUNT), seconds=30)
     assert not found, "\n".join(f"{problem}  {entry.example}" for problem, entry in found.items())
 
 
