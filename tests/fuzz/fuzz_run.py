@@ -66,7 +66,8 @@ def problem_of(call: Call, wrong: dict[str, Any]) -> str | None:
         except IndexError as error:  # the protocol of sequences, by which loops end
             return None if call.name == "Schedule[i]" else f"other exception, {error}"
         except Exception as error:
-            return f"other exception, {type(error).__name__}: {_first_line(error)}"
+            own = _is_of_the_caller(wrong, error)
+            return None if own else f"other exception, {type(error).__name__}: {_first_line(error)}"
     for name, value in wrong.items():
         if not call.arguments[name][1](value):
             return f"accepted, {name}"
@@ -99,12 +100,9 @@ def _problem_of_error(wrong: dict[str, Any], error: Exception) -> str | None:
     frames = list(traceback.extract_tb(error.__traceback__))
     text = str(error)
     if not frames[-1].filename.startswith(PACKAGE) or type(error).__module__ != "builtins":
-        inside = [i for i, f in enumerate(frames) if f.filename.startswith(PACKAGE)]
-        # What a function of the caller makes of what it is given is its own affair.
-        own = any(f.filename == fv.__file__ for f in frames[(inside or [0])[-1] :])
-        if own and {"params", "noise_fn", "save_fn"} & set(wrong):
+        if _is_of_the_caller(wrong, error):
             return None
-        where = frames[inside[-1] if inside else -1]
+        where = next((f for f in reversed(frames) if f.filename.startswith(PACKAGE)), frames[-1])
         place = f"{Path(where.filename).name}:{where.lineno}"
         return f"raw message, {place} {type(error).__name__}: {_first_line(error)}"
     names = "|".join(f"{re.escape(name)}|{ALIASES.get(name, name)}" for name in wrong)
@@ -113,6 +111,14 @@ def _problem_of_error(wrong: dict[str, Any], error: Exception) -> str | None:
     if len(text) > 2000:
         return f"long message, {len(text)} characters"
     return None
+
+
+def _is_of_the_caller(wrong: dict[str, Any], error: Exception) -> bool:
+    """Whether a function of the caller raised, over what it was given: that is its own affair."""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    inside = [i for i, f in enumerate(frames) if f.filename.startswith(PACKAGE)]
+    own = any(f.filename == fv.__file__ for f in frames[(inside or [0])[-1] :])
+    return own and bool({"params", "noise_fn", "save_fn"} & set(wrong))
 
 
 def _first_line(error: Exception) -> str:
@@ -132,7 +138,10 @@ def problem_of_result(result: Any, ascends: bool = False) -> str | None:
         kind = getattr(getattr(leaf, "dtype", None), "kind", "")
         if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
             continue
-        if kind in ("f", "c", "V") and not np.all(np.isfinite(np.asarray(leaf, np.float64))):
+        numbers = np.asarray(leaf) if kind in ("f", "c") else None
+        if kind == "V":  # bfloat16
+            numbers = np.asarray(leaf, np.float64)
+        if numbers is not None and not np.all(np.isfinite(numbers)):
             return "result, not finite"
     return None
 
