@@ -79,5 +79,5 @@ def autoguided(denoise: Denoise, scale: ArrayLike, weak: Denoise | None = None) 
     Source: Karras et al. 2024 (arXiv:2406.02507).
     """
     guided = as_denoise(denoise)
-    weaker = guided if weak is None else as_denoise(weak)
+    weaker = guided if weak is None else as_denoise(weak, "weak")
     return Autoguided(guided, weaker, as_leaf("scale", scale))

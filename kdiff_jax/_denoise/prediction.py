@@ -128,11 +128,11 @@ def described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def as_denoise(denoise: Any) -> Any:
+def as_denoise(denoise: Any, name: str = "denoise") -> Any:
     """The denoiser of a wrapper as a pytree; refused if nothing can call it."""
     if not callable(denoise):
         raise ValueError(
-            f"denoise = {shown(denoise)} is not callable; pass a denoiser: kd.denoiser(model_fn), "
+            f"{name} = {shown(denoise)} is not callable; pass a denoiser: kd.denoiser(model_fn), "
             "or a function denoise(params, x, row, cond=None) -> kd.Prediction."
         )
     return as_pytree(denoise)

@@ -114,6 +114,33 @@ WRAPPER_CALLS = [
         },
     ),
     Call(
+        "cfg_plus_plus",
+        kd.cfg_plus_plus,
+        {
+            "denoise": DENOISE,
+            "scale": (0.6, numbers()),
+            "uncond": (jnp.zeros((2, 1)), anything),
+            "batched": (True, flag),
+        },
+    ),
+    Call(
+        "projected",
+        kd.projected,
+        {
+            "denoise": DENOISE,
+            "scale": (2.0, numbers()),
+            "uncond": (jnp.zeros((2, 1)), anything),
+            "eta": (0.0, numbers()),
+            "norm_threshold": (None, optional(numbers(0))),
+            "batched": (True, flag),
+        },
+    ),
+    Call(
+        "autoguided",
+        kd.autoguided,
+        {"denoise": DENOISE, "scale": (2.0, numbers()), "weak": (None, optional(callable))},
+    ),
+    Call(
         "guidance_embedding",
         kd.guidance_embedding,
         {"w": (jnp.ones(2), numbers()), "dim": (8, count(4))},

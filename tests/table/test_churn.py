@@ -40,6 +40,7 @@ CONTROLS: list[dict[str, Any]] = [
 
 def test_without_bounds_every_level_has_churn() -> None:
     raised = kd.levels(None, sigmas=[1e4, 1.0, 1e-6]).churned(50.0).raised
+    assert raised is not None
     np.testing.assert_allclose(raised, math.sqrt(2) * np.array([1e4, 1.0, 1e-6]), rtol=1e-15)
 
 
