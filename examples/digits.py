@@ -2,11 +2,13 @@
 
 python examples/digits.py                                  # DPM2, ancestral DPM2 and LCM
 python examples/digits.py --sampler dpm2 --steps 25 --class 3 --seed 7 --output three.png
+python examples/digits.py --sampler euler dpmpp_2m --eta 1 --steps 20
 python examples/digits.py --sampler lcm --steps 4 --guidance 2.0
 """
 
 import argparse
 import functools
+import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +27,25 @@ import unet
 WEIGHTS = Path(__file__).parent / "weights" / "digits.safetensors"
 LCM_WEIGHTS = WEIGHTS.with_name("digits_lcm.safetensors")
 LCM_GUIDANCE = (1.0, 3.0)  # the scales that distill_lcm.py trained it on
-TITLES = {"dpm2": "DPM2", "dpm2_ancestral": "ancestral DPM2", "euler": "Euler", "lcm": "LCM"}
-DEFAULT_STEPS = {"dpm2": 12, "dpm2_ancestral": 12, "euler": 23, "lcm": 4}
-SAMPLERS: dict[str, Callable[[kd.Levels], kd.Schedule]] = {
-    "dpm2": kd.dpm2,
-    "dpm2_ancestral": kd.dpm2_ancestral,
-    "euler": kd.euler,
-    "lcm": kd.lcm,
+TITLES = {
+    "euler": "Euler",
+    "heun": "Heun",
+    "dpm2": "DPM2",
+    "dpm2_ancestral": "ancestral DPM2",
+    "dpmpp_2s_ancestral": "DPM++ 2S ancestral",
+    "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_3m": "DPM++ 3M",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+    "tcd": "TCD",
+}
+SAMPLERS: dict[str, Callable[..., kd.Schedule]] = {name: getattr(kd, name) for name in TITLES}
+DISTILLED = ("lcm", "tcd")  # samplers of the distilled network, on its own grid
+WITH_ETA = tuple(name for name, f in SAMPLERS.items() if "eta" in inspect.signature(f).parameters)
+TWO_CALLS = ("heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde")  # in a step
+DEFAULT_STEPS = {
+    name: 4 if name in DISTILLED else 12 if name in TWO_CALLS else 23 for name in SAMPLERS
 }
 Grid = Literal["karras", "exponential", "beta"]
 
@@ -41,13 +55,28 @@ def training_noise() -> kd.NoiseSchedule:
     return kd.noise_schedule("linear", num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02)
 
 
-def digits_schedule(sampler: str, steps: int, grid: Grid | None = "karras") -> kd.Schedule:
-    """The run of a sampler on the digits network's noise levels; LCM has a grid of its own."""
+def digits_schedule(
+    sampler: str, steps: int, grid: Grid | None = "karras", eta: float | None = None
+) -> kd.Schedule:
+    """The run of a sampler on the digits network's noise levels; LCM and TCD have their own grid.
+
+    eta is the share of fresh noise, of the samplers that have one; None: their own default.
+    """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler = {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
-    if sampler == "lcm":
-        return kd.lcm(kd.lcm_levels(training_noise(), steps))
-    return SAMPLERS[sampler](kd.levels(training_noise(), steps, grid=grid))
+    if eta is not None and sampler not in WITH_ETA:
+        raise ValueError(
+            f"eta = {eta:g}, and {sampler} has none; leave it out, or take {', '.join(WITH_ETA)}."
+        )
+    if sampler in DISTILLED:
+        return SAMPLERS[sampler](kd.lcm_levels(training_noise(), steps))
+    options = {} if eta is None else {"eta": eta}
+    return SAMPLERS[sampler](kd.levels(training_noise(), steps, grid=grid), **options)
+
+
+def noise_of(sampler: str) -> Any:
+    """The noise_fn of a sampler: a Brownian path where it draws twice in a step, else None."""
+    return kd.brownian_noise() if sampler == "dpmpp_sde" else None
 
 
 def digits_denoiser(guidance: float = 1.0) -> Any:
@@ -76,8 +105,9 @@ def lcm_cond(labels: jax.Array, guidance: float) -> dict[str, jax.Array]:
 
 def denoiser_and_cond(sampler: str, labels: jax.Array, guidance: float) -> tuple[Any, Any]:
     """The network of a sampler as its denoiser, and the condition of that network."""
-    if sampler == "lcm":
-        return lcm_denoiser(), lcm_cond(labels, guidance)
+    if sampler in DISTILLED:
+        denoise = kd.denoiser(unet.model_fn, "epsilon") if sampler == "tcd" else lcm_denoiser()
+        return denoise, lcm_cond(labels, guidance)
     return digits_denoiser(guidance), labels
 
 
@@ -89,7 +119,7 @@ def load_params(path: Path) -> Any:
 
 def weights_of(sampler: str) -> Path:
     """The file of the network that a sampler runs."""
-    return LCM_WEIGHTS if sampler == "lcm" else WEIGHTS
+    return LCM_WEIGHTS if sampler in DISTILLED else WEIGHTS
 
 
 def draw(panels: list[tuple[str, np.ndarray]], path: Path) -> None:
@@ -117,8 +147,9 @@ def arguments() -> argparse.Namespace:
     add(
         "--steps",
         type=commands.count,
-        help="outer steps N; default: 12 of DPM2, 23 of Euler, 4 of LCM",
+        help="outer steps N; default: 4 of LCM and TCD, 12 where a step is two calls, 23 of others",
     )
+    add("--eta", type=commands.number, help="share of fresh noise; default: that of the sampler")
     add(
         "--class",
         dest="classes",
@@ -131,7 +162,7 @@ def arguments() -> argparse.Namespace:
     add("--guidance", type=commands.number, default=1.5, help="1 is none, at half the cost")
     add("--seed", type=commands.seed, default=0, help="of all noise")
     grids = ["karras", "exponential", "beta", "none"]
-    add("--grid", choices=grids, default="karras", help="noise levels, of all but LCM")
+    add("--grid", choices=grids, default="karras", help="noise levels, of all but LCM and TCD")
     add("--output", type=commands.picture, default="digits.png", help="the picture")
     args = parser.parse_args()
     grid, labels = None if args.grid == "none" else args.grid, jnp.zeros(1, jnp.int32)
@@ -140,7 +171,7 @@ def arguments() -> argparse.Namespace:
         for sampler in args.sampler:
             steps = DEFAULT_STEPS[sampler] if args.steps is None else args.steps
             denoiser_and_cond(sampler, labels, args.guidance)
-            args.runs.append((sampler, digits_schedule(sampler, steps, grid)))
+            args.runs.append((sampler, digits_schedule(sampler, steps, grid, args.eta)))
     return args
 
 
@@ -152,8 +183,8 @@ def main() -> None:
         twice, doubled = "", ""
         if args.guidance != 1.0:
             doubled = f", guidance {args.guidance:g}"
-            doubled += " distilled" if sampler == "lcm" else ": each of twice the batch"
-            twice = "" if sampler == "lcm" else "2 x "
+            doubled += " distilled" if sampler in DISTILLED else ": each of twice the batch"
+            twice = "" if sampler in DISTILLED else "2 x "
         start = time.perf_counter()
         columns = []
         for digit in tqdm(args.classes, desc=TITLES[sampler], unit="class"):
@@ -162,7 +193,8 @@ def main() -> None:
             x = kd.initial_sample(schedule, key, (args.rows, 28, 28, 1))
             labels = jnp.full(args.rows, digit, jnp.int32)
             denoise, cond = denoiser_and_cond(sampler, labels, args.guidance)
-            images = kd.sample(denoise, params, schedule, x, key, cond=cond)
+            noise_fn = noise_of(sampler)
+            images = kd.sample(denoise, params, schedule, x, key, cond=cond, noise_fn=noise_fn)
             columns.append(np.asarray(jnp.clip(images[..., 0], -1, 1)))
         seconds = time.perf_counter() - start
         print(

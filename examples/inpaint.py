@@ -50,7 +50,8 @@ def inpaint(
     noise = x / schedule.init_noise_sigma if way == "renoised" else None
     denoise = kd.inpainted(denoise, image, mask, noise)
     params = digits.load_params(digits.weights_of(sampler))
-    return kd.sample(denoise, params, schedule, x, key, cond)
+    noise_fn = digits.noise_of(sampler)
+    return kd.sample(denoise, params, schedule, x, key, cond, noise_fn=noise_fn)
 
 
 def main() -> None:
