@@ -1,9 +1,12 @@
-"""A small classifier of MNIST digits, and the Frechet distance between images in its eyes.
+"""Two small classifiers of MNIST digits, and the Frechet distance between images in their eyes.
 
 params, accuracy = classifier.load_or_train(DATA, CACHE / "classifier.safetensors")
 features, logits = classifier.apply(params, images)     # images uint8 [N, 28, 28, 1]
+
+The other one, of another architecture and seed: `of=LeNet` in both.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,14 +31,15 @@ HALVES = 10  # random splits of the test images
 Stats = tuple[np.ndarray, np.ndarray]  # mean and covariance
 
 
-def neighbourhoods(x: jax.Array) -> jax.Array:
-    """The 3 x 3 pixels around each pixel as channels: [B, H, W, C] -> [B, H, W, 9C].
+def neighbourhoods(x: jax.Array, size: int = 3) -> jax.Array:
+    """The 3 x 3 pixels around each pixel as channels: [B, H, W, C] -> [B, H, W, 9C]; or 5 x 5.
 
-    A linear layer on top is a 3 x 3 convolution as one matrix product, forwards and backwards.
+    A linear layer on top is a convolution as one matrix product, forwards and backwards.
     """
     height, width = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    rim = (size // 2, size // 2)
+    x = jnp.pad(x, ((0, 0), rim, rim, (0, 0)))
+    shifted = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
     return jnp.concatenate(shifted, axis=-1)
 
 
@@ -57,19 +61,40 @@ class Classifier(nnx.Module):
         return features, self.out(features)
 
 
-def _build() -> Classifier:
-    return Classifier(rngs=nnx.Rngs(0))
+class LeNet(nnx.Module):
+    """Two convolutions of 5 x 5, at 14 x 14 and 7 x 7, ReLU, a maximum, and a hidden layer."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.conv1 = nnx.Linear(25 * 4, 16, rngs=rngs)
+        self.conv2 = nnx.Linear(25 * 16, 32, rngs=rngs)
+        self.hidden = nnx.Linear(7 * 7 * 32, NUM_FEATURES, rngs=rngs)
+        self.out = nnx.Linear(NUM_FEATURES, 10, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = nnx.relu(self.conv1(neighbourhoods(fold(x), 5)))
+        h = h.reshape(h.shape[0], 7, 2, 7, 2, -1).max((2, 4))
+        h = nnx.relu(self.conv2(neighbourhoods(h, 5)))
+        features = nnx.relu(self.hidden(h.reshape(h.shape[0], -1)))
+        return features, self.out(features)
 
 
-_GRAPHDEF, _ABSTRACT = nnx.split(nnx.eval_shape(_build), nnx.Param)
+Architecture = type[Classifier] | type[LeNet]
+SEEDS: dict[Architecture, int] = {Classifier: 0, LeNet: 1}  # of the weights and the order of images
 
 
-@jax.jit
-def _apply(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return nnx.merge(_GRAPHDEF, params)(images.astype(jnp.float32) / 127.5 - 1.0)
+@functools.cache
+def _split(of: Architecture) -> Any:
+    return nnx.split(nnx.eval_shape(lambda: of(rngs=nnx.Rngs(0))), nnx.Param)
 
 
-def apply(params: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@functools.partial(jax.jit, static_argnames="of")
+def _apply(params: Any, images: jax.Array, of: Architecture) -> tuple[jax.Array, jax.Array]:
+    return nnx.merge(_split(of)[0], params)(images.astype(jnp.float32) / 127.5 - 1.0)
+
+
+def apply(
+    params: Any, images: np.ndarray, of: Architecture = Classifier
+) -> tuple[np.ndarray, np.ndarray]:
     """Features float64 [N, 64] and logits [N, 10] of bytes [N, 28, 28, 1], batch by batch."""
     outputs = []
     for i in range(0, len(images), APPLY_BATCH):
@@ -77,7 +102,7 @@ def apply(params: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         padded = np.concatenate(
             [batch, np.zeros_like(images[:1]).repeat(APPLY_BATCH - len(batch), 0)]
         )
-        outputs.append([np.asarray(out)[: len(batch)] for out in _apply(params, padded)])
+        outputs.append([np.asarray(out)[: len(batch)] for out in _apply(params, padded, of)])
     features, logits = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     return features.astype(np.float64), logits
 
@@ -98,7 +123,7 @@ def shifted_batches(
             yield windows[index, down, right][..., None], labels[index]
 
 
-def train(data: str | Path, epochs: int, batch: int = 128, seed: int = 0) -> Any:
+def train(data: str | Path, epochs: int, batch: int = 128, of: Architecture = Classifier) -> Any:
     """Weights trained on the MNIST training images with Adam and a cosine decay."""
     images, labels = mnist.load(data, "train")
     if not 1 <= batch <= len(images) or epochs < 1:
@@ -111,11 +136,12 @@ def train(data: str | Path, epochs: int, batch: int = 128, seed: int = 0) -> Any
     optimizer = optax.adam(
         optax.warmup_cosine_decay_schedule(0.0, PEAK_LEARNING_RATE, warmup, max(total, warmup + 1))
     )
-    params = nnx.state(Classifier(rngs=nnx.Rngs(seed)), nnx.Param)
+    seed = SEEDS[of]
+    params = nnx.state(of(rngs=nnx.Rngs(seed)), nnx.Param)
     opt_state = optimizer.init(params)
 
     def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        _, logits = _apply(params, x)
+        _, logits = _apply(params, x, of)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     @jax.jit
@@ -130,12 +156,14 @@ def train(data: str | Path, epochs: int, batch: int = 128, seed: int = 0) -> Any
     return params
 
 
-def load_or_train(data: str | Path, path: Path, epochs: int = 5) -> tuple[Any, float]:
+def load_or_train(
+    data: str | Path, path: Path, epochs: int = 5, of: Architecture = Classifier
+) -> tuple[Any, float]:
     """Weights and their accuracy on the 10,000 test images; from the file where it is there.
 
     The file is written after training; a file of another number of epochs is trained afresh.
     """
-    leaves, treedef = jax.tree.flatten(_ABSTRACT)
+    leaves, treedef = jax.tree.flatten(_split(of)[1])
     settings = {"epochs": str(epochs), "shapes": str([leaf.shape for leaf in leaves])}
     found = None
     if path.is_file():
@@ -143,12 +171,12 @@ def load_or_train(data: str | Path, path: Path, epochs: int = 5) -> tuple[Any, f
             if file.metadata() == settings:
                 found = [jnp.asarray(file.get_tensor(name)) for name in sorted(file.keys())]
     if found is None:
-        found = jax.tree.leaves(train(data, epochs))
+        found = jax.tree.leaves(train(data, epochs, of=of))
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({f"{i:04d}": np.asarray(x) for i, x in enumerate(found)}, path, settings)
     params = jax.tree.unflatten(treedef, found)
     images, labels = mnist.load(data, "test")
-    _, logits = apply(params, images)
+    _, logits = apply(params, images, of)
     return params, float(np.mean(logits.argmax(-1) == labels))
 
 
