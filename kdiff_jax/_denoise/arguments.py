@@ -54,10 +54,11 @@ def check_depth(name: str, tree: Any) -> None:
 
 def check_arrays(name: str, tree: Any, advice: str = "") -> None:
     """Refuses a leaf that is neither an array nor a number."""
+    if tree is None:
+        return
     check_depth(name, tree)
-    # One of each type: a network has thousands of leaves, and isinstance of arrays is slow.
-    kinds = {type(leaf): leaf for leaf in jax.tree.leaves(tree)}
-    if all(isinstance(leaf, jax.Array) for leaf in kinds.values()):
+    # By type: a network has thousands of leaves, and isinstance of arrays is slow.
+    if all(issubclass(kind, jax.Array) for kind in {*map(type, jax.tree.leaves(tree))}):
         return
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if not _is_numeric(leaf):
@@ -89,7 +90,8 @@ def check_conditions(cond: Any, uncond: Any, batch: int | None) -> None:
             "a guided denoiser was called without cond; pass cond=..., or take the denoiser "
             "without kd.guided."
         )
-    got, expected = (str(jax.tree.structure(tree)) for tree in (cond, uncond))
+    leaves = jax.tree_util.all_leaves([cond, uncond])  # of one array each, as most are
+    got, expected = ("", "") if leaves else (str(jax.tree.structure(t)) for t in (cond, uncond))
     if got != expected:
         raise ValueError(
             f"cond is {got} and uncond {expected}; expected the same pytree, so that both are "
@@ -109,12 +111,12 @@ def check_conditions(cond: Any, uncond: Any, batch: int | None) -> None:
             raise ValueError(
                 f"cond{where} has shape {shape} and the batch {batch} samples; {advice}."
             )
-        if _broadcast(np.shape(u), shape) != shape:
+        if np.shape(u) and _broadcast(np.shape(u), shape) != shape:
             raise ValueError(
                 f"uncond{where} has shape {np.shape(u)} and cond{where} {shape}; pass one that "
                 "broadcasts to it."
             )
-        dtype = jnp.result_type(c)
+        dtype = c.dtype if isinstance(c, jax.Array) else jnp.result_type(c)
         if not _survives(u, dtype):
             raise ValueError(
                 f"uncond{where} = {shown(u)} changes when it is cast to the {dtype} of "
@@ -136,8 +138,9 @@ def _survives(value: Any, dtype: np.dtype) -> bool:
     if not isinstance(dtype, np.dtype):
         return bool(getattr(value, "dtype", None) == dtype)
     if isinstance(value, jax.Array):
-        floats = jnp.issubdtype(value.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.floating)
-        if floats or value.dtype == dtype or not value.is_fully_addressable:
+        if value.dtype == dtype or not value.is_fully_addressable:
+            return True
+        if jnp.issubdtype(value.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.floating):
             return True
         if not isinstance(value.dtype, np.dtype):  # a key
             return False

@@ -15,6 +15,8 @@ from kdiff_jax._levels.spacing import SIGMA_GRIDS, GridOptions, shaped_sigmas
 from kdiff_jax._levels.split import Split, variance_split
 from kdiff_jax._levels.units import input_scale_at, unit_variance
 
+_KINDS: set[type] = set()  # those that were found to be kinds of Noise
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def kind_of(noise: Noise | None) -> Noise:
     """The noise levels of training that a caller gave; None means sigmas alone."""
     if noise is None:
         return SigmasAlone()
-    remedy = "kd.noise_schedule(...), kd.flow_schedule(...), or None for sigmas alone"
-    kind: Noise = check_kind("noise", noise, Noise, remedy)
-    return kind
+    # Once a type: to ask an object for a protocol takes as long as to make the levels.
+    if type(noise) not in _KINDS:
+        remedy = "kd.noise_schedule(...), kd.flow_schedule(...), or None for sigmas alone"
+        _KINDS.add(type(check_kind("noise", noise, Noise, remedy)))
+    return noise

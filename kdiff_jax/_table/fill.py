@@ -66,6 +66,8 @@ def fill(
     ladder = _in_units(levels, units)
 
     def end(name: str, of_steps: Array) -> Array:
+        if not any(name in e for e in evaluations):
+            return of_steps[steps]
         inner = of_steps[: count - levels.closes]
         own = (common_namespace(e[name])[1] if name in e else None for e in evaluations)
         values: list[ArrayLike] = [inner if at is None else units(at)[1] for at in own]
@@ -121,7 +123,7 @@ def timesteps_reached(levels: Levels) -> Array:
 
 def _check_finite(rows: Mapping[str, Any]) -> None:
     for name, column in rows.items():
-        if not is_traced(column) and not np.all(np.isfinite(column)):
+        if not is_traced(column) and column.dtype.kind == "f" and not np.isfinite(column).all():
             raise ValueError(
                 f"{name} is not finite in {column.dtype} in some rows; lower s_noise, or take "
                 "levels that end lower."
