@@ -60,17 +60,15 @@ def fill(
 
     sigma = _in_turn([e["sigma"] for e in evaluations], levels.starts[-1], levels)
     alpha, sigma, input_scale = units(sigma)
-    given = [evaluation.get("timestep") for evaluation in evaluations]
-    start_of_step = levels.timesteps[: count - levels.closes]
-    timesteps = [start_of_step if value is None else value for value in given]
+    inner = slice(count - levels.closes)
+    timesteps = [e.get("timestep", levels.timesteps[inner]) for e in evaluations]
     ladder = _in_units(levels, units)
 
     def end(name: str, of_steps: Array) -> Array:
-        if not any(name in e for e in evaluations):
+        if name not in names:
             return of_steps[steps]
-        inner = of_steps[: count - levels.closes]
         own = (common_namespace(e[name])[1] if name in e else None for e in evaluations)
-        values: list[ArrayLike] = [inner if at is None else units(at)[1] for at in own]
+        values: list[ArrayLike] = [of_steps[inner] if at is None else units(at)[1] for at in own]
         return _in_turn(values, of_steps[-1], levels)
 
     steps = np.repeat(np.arange(count), per_step)
