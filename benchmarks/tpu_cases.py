@@ -33,10 +33,24 @@ SAMPLERS: dict[str, Build] = {
     "dpm2": lambda: kd.dpm2(kd.levels(NOISE, STEPS, grid="karras")),
     "ancestral": lambda: kd.dpm2_ancestral(kd.levels(NOISE, STEPS)),
     "lcm": lambda: kd.lcm(kd.lcm_levels(NOISE, 4)),
+    "heun": lambda: kd.heun(kd.levels(NOISE, STEPS)),
+    "2s": lambda: kd.dpmpp_2s_ancestral(kd.levels(NOISE, STEPS)),
+    "sde": lambda: kd.dpmpp_sde(kd.levels(NOISE, STEPS)),
+    "2m": lambda: kd.dpmpp_2m(kd.levels(NOISE, STEPS)),
+    "2m sde": lambda: kd.dpmpp_2m(kd.levels(NOISE, STEPS), eta=1.0),
+    "3m": lambda: kd.dpmpp_3m(kd.levels(NOISE, STEPS)),
+    "unipc": lambda: kd.unipc(kd.levels(NOISE, STEPS)),
+    "tcd": lambda: kd.tcd(kd.lcm_levels(NOISE, 4)),
 }
-# Samples of scratch that a run may take beside its input and its result: the anchor is one; a step
-# that saves or draws a path has the sample, the anchor and one more alive.
-SCRATCH = {"euler": 0.05, "euler eta": 0.05, "dpm2": 1.05, "ancestral": 1.05, "lcm": 0.05}
+# Samples of scratch that a run may take beside its input and its result: the anchor is one, a ring
+# of estimates two or three; a step that saves or draws a path has the sample, the anchor and one
+# more alive.
+SCRATCH = {
+    **dict.fromkeys(("euler", "euler eta", "lcm", "tcd"), 0.05),
+    **dict.fromkeys(("dpm2", "ancestral", "heun", "2s", "sde"), 1.05),
+    **dict.fromkeys(("2m", "2m sde"), 2.05),
+    **dict.fromkeys(("3m", "unipc"), 3.05),
+}
 # Networks that kdiff_jax and the scans by hand are compared with, and samples of one chip.
 COMPARED = (("digits U-Net", 16), ("digits U-Net", 256), ("bf16 DiT", 16))
 
@@ -212,7 +226,8 @@ def _networks() -> dict[str, tuple[Any, Any, tuple[int, ...], Any]]:
 def with_networks(place: Place) -> dict[str, Case]:
     found = {}
     for network, (model_fn, params, shape, dtype) in _networks().items():
-        for name in ("dpm2", "ancestral"):
+        others = ("2m", "unipc") if network == "digits U-Net" else ()
+        for name in ("dpm2", "ancestral", *others):
             schedule = SAMPLERS[name]()
             draws = schedule.rows.noise_weight is not None
             keys = place.keys(shape[0]) if draws else None

@@ -21,6 +21,9 @@ from tpu_program import Program
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "tpu_compile.json"
+# Samples of scratch: the anchor, or the ring of one estimate or two and the one that is written.
+HELD = {"euler": 0, "tcd": 0, "heun": 1, "2s": 1, "sde": 1}
+HELD |= {"2m": 2, "2m sde": 2, "3m": 3, "unipc": 3}
 with_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu, the TPU compiler, is not installed: pip install libtpu, on Linux",
@@ -119,6 +122,8 @@ def test_the_docs_show_what_was_found():
         assert found["versions"][package] in page
     assert not tpu_report.failed(found)
     assert found["planted"] == {"noise": True, "carry": True}
+    scratch = {name: round(found["generations"]["v5e:2x2"][name]["scratch"]) for name in HELD}
+    assert scratch == HELD
 
 
 # --- with the compiler -----------------------------------------------------------------------
@@ -137,7 +142,8 @@ def compile_for_tpu(*options):
 @with_compiler
 @pytest.mark.slow
 def test_the_samplers_compile_for_a_tpu_within_their_bounds():
-    cases = "euler", "dpm2", "ancestral", "lcm", "save", "guided, two calls", "digits U-Net, dpm2"
+    cases = ["euler", "dpm2", "ancestral", "lcm", "heun", "2s", "2m", "unipc", "tcd", "save"]
+    cases += ["guided, two calls", "digits U-Net, dpm2"]
     status, printed = compile_for_tpu("--generations", "v5e:2x2", "--cases", *cases)
     assert status == 0, printed
     assert printed.count("kept") == len(cases), printed
