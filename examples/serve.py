@@ -1,16 +1,18 @@
 """Continuous batching: mixed requests for one network share one batch and one executable.
 
     python examples/serve.py                       # DPM2 and ancestral, 5 to 30 steps, 16 slots
-    python examples/serve.py --sampler euler dpm2_ancestral --steps 4 25 --guidance 1
+    python examples/serve.py --sampler euler heun dpmpp_2m unipc dpmpp_sde --steps 4 25
     python examples/serve.py --sampler lcm         # 1 to 8 steps of the distilled network
 
 A static batch waits for its longest request: 30 steps of DPM2 are 59 evaluations of the network,
 and a request of 5 steps, done after 9, keeps its place for the other 50. Here the batch is S slots.
 Each holds a request: its table, the row it is at, its sample, its key. `tick` moves every slot on
 by a row of its own table, and `admit` puts a waiting request in the place of one that is done. To
-them tables padded to the same rows and columns are just numbers, so neither compiles again. From
-the lengths of the tables the host knows when a slot comes free: it stays a chunk of rows ahead of
-the device, never waited for.
+them tables padded to the same rows and columns are just numbers, so neither compiles again,
+whatever samplers of the network the requests name: Euler, DPM2, Heun, DPM++ 2S, SDE, 2M and 3M,
+UniPC. A request's sample is the same bits in every slot, with any neighbours, whenever it joins.
+From the lengths of the tables the host knows when a slot comes free: it stays a chunk of rows ahead
+of the device, never waited for.
 """
 
 import argparse
@@ -34,9 +36,17 @@ import kdiff_jax as kd
 import unet
 
 COUNTS: Counter[str] = Counter()
-# What an executable can run: the columns of all samplers of its network.
-COLUMNS: tuple[str, ...] = ("epsilon_weight", "noise_weight", "anchor_weight", "input_scale")
-LCM_COLUMNS: tuple[str, ...] = ("noise_weight", "alpha")
+# What an executable can run: the columns of all samplers of its network. Those of one family alone
+# make smaller slots: "anchor_weight" is a sample more in each, the estimates are two.
+COLUMNS: tuple[str, ...] = (
+    "epsilon_weight",
+    "noise_weight",
+    "anchor_weight",
+    "denoised_weight_1",
+    "denoised_weight_2",
+    "input_scale",
+)
+LCM_COLUMNS: tuple[str, ...] = ("epsilon_weight", "noise_weight", "alpha")
 
 
 @jax.tree_util.register_dataclass
@@ -69,9 +79,11 @@ def tick(denoise: Any, params: Any, slots: Request, num_rows: Any) -> Request:
         position, state = now
         row = slots.schedule.rows_at(position)
         prediction = denoise(params, state.sample, row, slots.cond)
+        draws = jnp.asarray(row.noise_weight != 0).reshape(-1, *(1,) * (len(shape) - 1))
         noise = jax.lax.cond(  # random bits are dear on CPU, and many rows need none
-            jnp.any(row.noise_weight != 0),
-            lambda: kd.row_noise(slots.key, row, shape),
+            jnp.any(draws),
+            # Masked: 0 times the noise has a sign, which a neighbour must not give to a 0.
+            lambda: jnp.where(draws, kd.row_noise(slots.key, row, shape), 0.0),
             lambda: jnp.zeros(shape, jnp.float32),
         )
         return position + 1, kd.step(state, row, prediction, noise=noise)
@@ -190,6 +202,14 @@ def lcm(params: Any, x: jax.Array, row: kd.Row, cond: Any) -> kd.Prediction:
     return digits.lcm_denoiser()(params, x, row, cond)
 
 
+def tcd(params: Any, x: jax.Array, row: kd.Row, cond: Any) -> kd.Prediction:
+    """The same network as trajectory consistency takes it."""
+    return kd.denoiser(unet.model_fn)(params, x, row, cond)
+
+
+DISTILLED: dict[str, Callable[..., kd.Prediction]] = {"lcm": lcm, "tcd": tcd}
+
+
 def make_request(schedule: kd.Schedule, seed: int, label: int, scale: float) -> Request:
     """A digit from pure noise."""
     if label not in range(unet.NUM_CLASSES):
@@ -205,7 +225,7 @@ def make_requests(
 ) -> list[Request]:
     """Equal parts of all samplers and step counts, in random order, in tables of one shape."""
     runs = [digits.digits_schedule(sampler, n) for n in steps for sampler in samplers]
-    columns = LCM_COLUMNS if "lcm" in samplers else COLUMNS
+    columns = LCM_COLUMNS if samplers[0] in DISTILLED else COLUMNS
     runs = [run.pad(max(map(len, runs)), columns) for run in runs]
     order = np.random.default_rng(seed).permutation(total) % len(runs)
     scale, seeds = itertools.cycle(scales), itertools.count(seed)
@@ -239,7 +259,7 @@ def bare_network(params: Any, x: jax.Array, cond: Any, count: Any) -> jax.Array:
 def arguments() -> argparse.Namespace:
     parser = commands.parser(__doc__)
     add, samplers = parser.add_argument, ["dpm2", "dpm2_ancestral"]
-    add("--sampler", nargs="+", choices=digits.SAMPLERS, default=samplers, help="lcm only alone")
+    add("--sampler", nargs="+", choices=digits.SAMPLERS, default=samplers, help="in equal parts")
     add(
         "--steps",
         type=commands.count,
@@ -253,10 +273,10 @@ def arguments() -> argparse.Namespace:
     scales = [1.5, 2.0, 3.0]
     add("--guidance", type=commands.number, nargs="+", default=scales, help="in turn; 1 is none")
     args = parser.parse_args()
-    is_lcm = args.sampler == ["lcm"]
-    if "lcm" in args.sampler and not is_lcm:
-        parser.error("--sampler: lcm alone, it has a network of its own")
-    args.steps = args.steps or ([*range(1, 9)] if is_lcm else [5, 10, 20, 30])
+    distilled = DISTILLED.keys() & set(args.sampler)
+    if distilled and len(args.sampler) > 1:
+        parser.error(f"--sampler: {' and '.join(distilled)} alone, with a network of its own")
+    args.steps = args.steps or ([*range(1, 9)] if distilled else [5, 10, 20, 30])
     with commands.refused(parser):
         for sampler in args.sampler:
             for steps in args.steps:
@@ -268,16 +288,16 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    total, size, is_lcm = args.requests, args.slots, args.sampler == ["lcm"]
-    denoise = lcm if is_lcm else plain if set(args.guidance) == {1.0} else guided
-    _, params = unet.load(digits.LCM_WEIGHTS if is_lcm else digits.WEIGHTS)
+    total, size, distilled = args.requests, args.slots, DISTILLED.get(args.sampler[0])
+    denoise = distilled or (plain if set(args.guidance) == {1.0} else guided)
+    _, params = unet.load(digits.LCM_WEIGHTS if distilled else digits.WEIGHTS)
     requests = make_requests(total, args.sampler, args.steps, args.guidance, args.seed)
     lengths = [len(request.schedule) for request in requests]
     batches, singles = batches_of(requests, size), batches_of(requests, 1)
     # Not zeros: what the network makes of those fades into denormal numbers, twice as slow.
     x = jax.random.normal(jax.random.key(0), (size * (2 if denoise is guided else 1), 28, 28, 1))
     label, scale = jnp.zeros(len(x), jnp.int32), jnp.ones(len(x))
-    cond = {"label": label, "scale": scale} if is_lcm else label
+    cond = {"label": label, "scale": scale} if distilled else label
 
     ways: dict[str, Callable[[], Any]] = {
         "one at a time": lambda: in_batches(denoise, params, singles),

@@ -58,6 +58,12 @@ SCHEDULES = [
     sp.SAMPLERS["euler"](19),
     sp.SAMPLERS["ancestral"](5),
     sp.SAMPLERS["dpm2_karras"](10),
+    sp.SAMPLERS["unipc"](6),
+    sp.SAMPLERS["heun"](4),
+    sp.SAMPLERS["dpmpp_3m_sde"](9),
+    sp.SAMPLERS["sde"](3),
+    sp.SAMPLERS["dpmpp_2m"](5),
+    sp.SAMPLERS["2s_ancestral"](2),
 ]
 REQUESTS = [
     make(schedule, 10 + i, i / 10, 1 + i / 4, image=np.full(8, 0.1 * i) if i in (4, 6) else None)
@@ -98,6 +104,18 @@ def test_neighbours_slots_and_order_change_no_bit(served):
         order = np.random.default_rng(seed).permutation(len(REQUESTS))
         again = serve_all([REQUESTS[i] for i in order], patience=1 + seed)
         np.testing.assert_array_equal(np.stack(again), np.stack(served)[order])
+
+
+def test_a_neighbour_that_draws_noise_gives_no_sign_to_a_zero():
+    def zero(params: Any, x: jax.Array, row: kd.Row, cond: Any) -> kd.Prediction:
+        return kd.Prediction(jnp.full_like(x, -0.0), jnp.full_like(x, -0.0))
+
+    table = [sp.SAMPLERS["lcm"](n).pad(3, serve.LCM_COLUMNS) for n in (1, 3)]
+    requests = [replace(make(sp.SAMPLERS["euler"](1), 0), schedule=t) for t in table]
+    requests = [replace(r, state=kd.State(r.state.sample)) for r in requests]
+    (by_itself,) = serve_all(requests[:1], 2, zero)
+    beside = serve_all(requests, 2, zero)[0]
+    np.testing.assert_array_equal(np.signbit(beside), np.signbit(by_itself))
 
 
 def test_requests_join_while_others_run(served):
@@ -229,6 +247,9 @@ def test_the_digits_networks_serve_mixed_requests(name):
         weights, columns = digits.WEIGHTS, serve.COLUMNS
     _, params = unet.load(weights)
     schedules = [digits.digits_schedule(*kind).pad(5, columns) for kind in kinds]
+    if name == "guided":
+        levels = kd.levels(digits.training_noise(), 3, grid="karras")
+        schedules += [build(levels).pad(5, columns) for build in (kd.unipc, kd.dpmpp_sde)]
     requests = [
         serve.make_request(schedule, i, i, 1 + 0.5 * i) for i, schedule in enumerate(schedules)
     ]
