@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 import kdiff_jax as kd
 from kdiff_jax._arrays import common_namespace, is_traced
 from kdiff_jax._checks import check_number
+from kdiff_jax._denoise.prediction import as_leaf
 from kdiff_jax._table.lcm import noise_factors
 from kdiff_jax.adapters.k_diffusion.denoisers import Callback
 from kdiff_jax.adapters.k_diffusion.models import Model
@@ -193,11 +194,11 @@ def sample_lcm(
     call = call_of(model, x, sigmas, extra_args, callback, disable, key, noise_sampler)
     levels = call.levels
     factors = noise_factors(s_noise, s_noise_end, levels.num_steps)
-    clip = check_number("noise_clip_std", noise_clip_std, at_least=0)
+    clip = as_leaf("noise_clip_std", check_number("noise_clip_std", noise_clip_std, at_least=0))
     _, reached, factors = common_namespace(levels.sigmas[1:], factors)
     # Euler's table with noise in place of epsilon: the estimate of x0, and up to the next level.
     schedule = kd.euler(levels)
     weight = jnp.asarray(reached * factors, schedule.sigmas.dtype)
     rows = replace(schedule.rows, epsilon_weight=None, noise_weight=weight)
     schedule = replace(schedule, rows=rows)
-    return call.run_noisy(schedule, clip=clip if is_traced(clip) or clip != 0 else None)
+    return call.run_noisy(schedule, clip=clip if is_traced(noise_clip_std) or noise_clip_std != 0 else None)
