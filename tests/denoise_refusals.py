@@ -204,6 +204,8 @@ OPTIONS: list[Refusal] = [
     (lambda: guided(0, rescale=0.7, rescale_of=""), "rescale_of = '' is not known"),  # type: ignore[arg-type]
     (lambda: guided(0, interval=("0", "1")), "interval = '0' is not a list of numbers"),  # type: ignore[arg-type]
     (lambda: guided(0, interval=(0, 1j)), r"interval = 1j is not"),
+    (lambda: guided(0, interval=(1, 1)), r"interval = \(1, 1\) holds no noise level"),
+    (lambda: guided(0, interval=([], [])), r"interval = .* holds no noise level"),  # type: ignore[arg-type]
     (lambda: guided(0, interval=([0, 0], [1, 1, 1])), r"interval = .* holds no noise level"),  # type: ignore[arg-type]
     (lambda: kd.guided(DENOISE, "2", 0), "scale = '2' is not a list of numbers"),  # type: ignore[arg-type]
     (lambda: kd.guided(DENOISE, HUGE, 0), "scale = 1000.* holds a number that no float can"),

@@ -272,7 +272,7 @@ class NoiseSchedule:
         """The levels of timesteps that a caller chose, whole or fractional, and the timesteps."""
         if is_traced(timesteps):
             traced = traced_vector("timesteps", timesteps)
-            inside = (traced[0] < self.num_train_timesteps) & (traced[-1] >= 0)
+            inside = (traced[0] <= self.num_train_timesteps - 1) & (traced[-1] >= 0)
             traced = jnp.where(inside & jnp.all(jnp.diff(traced) < 0), traced, np.nan)
             return self.sigma_at(traced), traced
         steps = check_vector("timesteps", timesteps)

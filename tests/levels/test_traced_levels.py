@@ -61,7 +61,7 @@ def test_traced_levels_that_the_host_refuses_are_nan() -> None:
 
 def test_traced_levels_beyond_a_flow_and_timesteps_beyond_training_are_nan() -> None:
     assert np.all(np.isnan(levels_of(FLOW, sigmas=[[1.5, 0.5], [0.5, 0.7]])))
-    for noise, bad in ((NOISE, [1000, 5]), (FLOW, [1001, 5])):
+    for noise, bad in ((NOISE, [1000, 5]), (NOISE, [999.5, 5]), (FLOW, [1001, 5])):
         found = levels_of(noise, timesteps=[bad, [5, -1], [5, 5], [5, 9], [999, 40.5]])
         assert np.all(np.isnan(found[:-1]))
         expected = kd.levels(noise, timesteps=[999, 40.5]).sigmas[:-1]
