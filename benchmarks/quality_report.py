@@ -128,9 +128,10 @@ def figure(path: Path, results: list[Result], real: Result) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
-    fig = Figure(figsize=(8, 7.2), layout="constrained")
-    grid = fig.subplots(2, 2, sharex=True, sharey=True)
-    for row, noisy in zip(grid, (False, True), strict=True):
+    fig = Figure(figsize=(8, 8.4), layout="constrained")
+    parts = fig.subfigures(2, 1)
+    for part, noisy in zip(parts, (False, True), strict=True):
+        row = part.subplots(1, 2, sharex=True, sharey=True)
         for axis, judge in zip(row, JUDGES, strict=False):
             for name, line in LINES.items():
                 if line.fresh_noise != noisy or not (runs := points(results, name)):
@@ -148,19 +149,19 @@ def figure(path: Path, results: list[Result], real: Result) -> None:
             axis.set_xscale("log")
             axis.set_yscale("log")
             axis.grid(alpha=0.3)
+            axis.set_title(f"{judge} judge", fontsize=10)
+            axis.set_xlabel("calls of the network", fontsize=10)
         row[0].set_ylabel("distance, times real images'", fontsize=10)
-        title = "fresh noise" if noisy else "no fresh noise; distilled"
-        row[0].legend(loc="upper left", fontsize=8.5, title=title, handlelength=1.2)
-    for axis, which in zip(grid[0], ("first", "second"), strict=True):
-        axis.set_title(f"{which} judge", fontsize=11)
-    for axis in grid[1]:
-        axis.set_xlabel("calls of the network", fontsize=10)
-    axis = grid[0][0]
-    axis.set_xlim(left=0.5)  # room for the legends
-    axis.xaxis.set_major_locator(FixedLocator([1, 2, 4, 6, 8, 12, 16, 24, 50]))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
-    for one in (axis.xaxis, axis.yaxis):
-        one.set_major_formatter(ScalarFormatter())
-        one.set_minor_formatter(NullFormatter())
+        axis = row[0]
+        axis.set_ylim(0.7, 300)  # of both rows
+        axis.set_xlim(0.9, 60)
+        axis.xaxis.set_major_locator(FixedLocator([1, 2, 4, 6, 8, 12, 16, 24, 50]))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100, 200]))
+        for one in (axis.xaxis, axis.yaxis):
+            one.set_major_formatter(ScalarFormatter())
+            one.set_minor_formatter(NullFormatter())
+        part.suptitle("Fresh noise in the steps" if noisy else "No fresh noise, and distilled")
+        handles = row[0].get_legend_handles_labels()
+        part.legend(*handles, loc="outside lower center", ncols=4, fontsize=9)
     fig.savefig(path, dpi=150)

@@ -98,3 +98,11 @@ def test_what_the_readme_says_of_few_calls_is_what_all_judges_say():
             assert quality_report.all_agree(at["unipc", budget], at[name, budget]), name
         for name in ("heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral"):
             assert quality_report.all_agree(at["euler", budget], at[name, budget]), name
+    for budget in (8, 12):
+        assert quality_report.all_agree(at["dpmpp_2m_sde", budget], at["dpmpp_3m_sde", budget])
+    sampled = [r for r in results if not quality_report.distilled(r) and r["budget"] == 24]
+    assert len(sampled) == 11
+    assert not any(quality_report.all_agree(a, b) for a in sampled for b in sampled)
+    with_noise, without = at["dpmpp_2m_sde", 12], at["dpmpp_2m", 12]
+    assert not quality_report.all_agree(with_noise, without)
+    assert not quality_report.all_agree(without, with_noise)
