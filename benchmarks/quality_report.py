@@ -129,7 +129,7 @@ def figure(path: Path, results: list[Result], real: Result) -> None:
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
     fig = Figure(figsize=(8, 8.4), layout="constrained")
-    parts = fig.subfigures(2, 1)
+    parts: Any = fig.subfigures(2, 1)
     for part, noisy in zip(parts, (False, True), strict=True):
         row = part.subplots(1, 2, sharex=True, sharey=True)
         for axis, judge in zip(row, JUDGES, strict=False):
