@@ -112,7 +112,7 @@ def with_every_column():
     return edited(BASES["dpm2"](), {**weights, "alpha": [1.0] * ROWS})
 
 
-@few(max_examples=15)
+@few(max_examples=10)
 @given(st.dictionaries(st.sampled_from(COLUMNS), COLUMN, min_size=1))
 def test_edited_numbers_are_sampled_alike_in_every_way(columns):
     with sp.x64():
@@ -145,7 +145,7 @@ NONE_COLUMNS = {
 
 
 @pytest.mark.parametrize("base", NONE_COLUMNS)
-@few(max_examples=4)
+@few(max_examples=3)
 @given(data=st.data())
 def test_columns_that_were_none_are_sampled_alike_in_every_way(base, data):
     with sp.x64():

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import samplers as sp
-from samplers import DETERMINISTIC, ELEMENTWISE, NOISE, SAMPLERS, STOCHASTIC, relative_error
+from samplers import (
+    DETERMINISTIC,
+    ELEMENTWISE,
+    NOISE,
+    ONE_OF_EACH,
+    SAMPLERS,
+    STOCHASTIC,
+    relative_error,
+)
 
 import kdiff_jax as kd
 
@@ -105,7 +113,7 @@ def test_noise_of_a_frame_is_its_key_folded_with_the_index_then_the_frame():
 # --- equal frames ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_equal_frames_are_the_run_of_one_row_a_sample_but_for_the_noise(name):
     # The noise is handed in, so that nothing else differs: z[row.step] of every frame's own step.
     schedule = SAMPLERS[name](N)

@@ -49,7 +49,7 @@ def test_both_modes_match_finite_differences_and_the_unrolled_loop_in_float64(na
         expected = jax.grad(unrolled)(theta, schedule)
         reverse = {
             remat: jax.grad(functools.partial(sampled, schedule=schedule, remat=remat))(theta)
-            for remat in REMATS
+            for remat in (REMATS if name in ("ancestral", "unipc") else ("none", "segments"))
         }
         for gradient in reverse.values():
             for got, leaf in zip(*map(jax.tree.leaves, (gradient, expected)), strict=True):
@@ -200,6 +200,8 @@ THETA: dict[str, Any] = {
     "rho": 6.0,
 }
 DRAW = ("ancestral", "2m_sde", "2s", "sde")
+_Z = np.random.default_rng(8).normal(size=(4, 2, 2, 3)).astype(np.float32)
+GIVEN = {"2m_sde": _Z[:, 0], "2s": _Z[:, 0], "sde": _Z}
 BUILDERS: dict[str, Any] = {
     "euler": kd.euler,
     "dpm2": kd.dpm2,
@@ -219,7 +221,10 @@ def loss(theta, name):
     schedule = BUILDERS[name](kd.levels(NOISE, 4, grid="karras", **ends), **extra)
     x = schedule.init_noise_sigma * (theta["z"] + jnp.linspace(-1, 1, 6).reshape(2, 3))
     params = {"gain": theta["gain"], "shift": theta["shift"]}
-    return jnp.sum(jnp.sin(kd.sample(elementwise, params, schedule, x, KEY)))
+    # Noise of an array where that of a key would only take long to compile.
+    noise_fn = kd.given_noise(GIVEN[name]) if name in GIVEN else None
+    out = kd.sample(elementwise, params, schedule, x, KEY, noise_fn=noise_fn)
+    return jnp.sum(jnp.sin(out))
 
 
 @pytest.mark.parametrize("name", BUILDERS)

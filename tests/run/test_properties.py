@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import samplers as sp
-from samplers import ELEMENTWISE, MIXING, SAMPLERS, STOCHASTIC, relative_error, run_by_hand
+from samplers import (
+    ELEMENTWISE,
+    MIXING,
+    ONE_OF_EACH,
+    SAMPLERS,
+    STOCHASTIC,
+    relative_error,
+    run_by_hand,
+)
 
 import kdiff_jax as kd
 
@@ -16,6 +24,8 @@ KEY = jax.random.key(11)
 elementwise = kd.denoiser(sp.elementwise_model)
 mixing = kd.denoiser(sp.mixing_model, "v_prediction")
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+# Of properties that belong to the program, which the columns decide.
+one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
 every_stochastic_sampler = pytest.mark.parametrize("name", STOCHASTIC)
 
 
@@ -81,7 +91,7 @@ def test_not_jitted_equals_jitted(name):
 # --- neighbours, batches, rows of a batch ----------------------------------------------------
 
 
-@every_sampler
+@one_of_each
 def test_a_sample_depends_on_no_neighbour_order_or_batch_size(name):
     # 16 floats fill the widest vector register. What is left of a batch beyond full registers is
     # compiled into other instructions, whose last bit may differ (in JAX 0.6 and 0.12 it does).
@@ -96,7 +106,7 @@ def test_a_sample_depends_on_no_neighbour_order_or_batch_size(name):
         np.testing.assert_array_equal(run(np.array(chosen)), whole[np.array(chosen)])
 
 
-@every_sampler
+@one_of_each
 def test_each_sample_at_its_own_row_equals_each_run_alone(name):
     schedule, x = start(name)
     keys = jax.random.split(KEY, len(x))
@@ -116,7 +126,7 @@ def test_each_sample_at_its_own_row_equals_each_run_alone(name):
             np.testing.assert_allclose(leaf[b], alone[b], rtol=0, atol=1e-6 * size)
 
 
-@every_sampler
+@one_of_each
 def test_a_sweep_under_vmap_equals_each_schedule_alone(name):
     schedule, x = start(name)
 

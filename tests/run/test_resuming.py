@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import samplers as sp
-from samplers import MIXING, SAMPLERS, relative_error, run_by_hand
+from samplers import MIXING, ONE_OF_EACH, SAMPLERS, relative_error, run_by_hand
 
 import kdiff_jax as kd
 
@@ -51,17 +51,19 @@ def test_resumed_at_any_row_equals_uninterrupted_bitwise(name):
     for a in range(1, schedule.num_rows):
         rest, state = schedule[a:], state_after(states, a)
         assert rest.num_rows == schedule.num_rows - a
-        resumed = sampled(rest, state)
-        if rest.num_rows > 1:
-            np.testing.assert_array_equal(resumed, whole)
-        # A loop of a single row is unrolled by the compiler, which may round it another way.
-        assert relative_error(resumed, whole) < 1e-6
+        # A program for each length and set of columns, so that two lengths stand for all.
+        if name in ONE_OF_EACH and rest.num_rows <= 2:
+            resumed = sampled(rest, state)
+            if rest.num_rows > 1:
+                np.testing.assert_array_equal(resumed, whole)
+            # A loop of a single row is unrolled by the compiler, which may round it another way.
+            assert relative_error(resumed, whole) < 1e-6
         # One program, whatever is left of the run, down to its last row.
         np.testing.assert_array_equal(sampled(padded[a:], state), sampled(padded, x))
     np.testing.assert_array_equal(sampled(padded, x), whole)
 
 
-@every_sampler
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_first_rows_alone_end_in_the_state_that_the_rest_begins_with(name):
     # The State of a scan over the first rows only, and not one among the States of all rows.
     schedule, x = start(name)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import samplers as sp
 from programs import compilations, copies_in_loops
-from samplers import ELEMENTWISE, MIXING, SAMPLERS, relative_error
+from samplers import ELEMENTWISE, MIXING, ONE_OF_EACH, SAMPLERS, relative_error
 
 import kdiff_jax as kd
 
@@ -19,7 +19,8 @@ KEY = jax.random.key(23)
 NOT_CALLABLE: Any = 3
 mixing = kd.denoiser(sp.mixing_model)
 elementwise = kd.denoiser(sp.elementwise_model)
-every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+# What is saved, and when, depends on the columns and on whether the last step has two rows.
+of_each_kind = pytest.mark.parametrize("name", [*ONE_OF_EACH, "inversion"])
 
 
 def save_all(state, prediction, row):
@@ -31,7 +32,7 @@ def start(name, steps=N):
     return schedule, kd.initial_sample(schedule, KEY, SHAPE)
 
 
-@every_sampler
+@of_each_kind
 def test_saved_is_what_a_loop_by_hand_sees_at_the_end_of_each_step(name):
     schedule, x = start(name)
     x0, saved = kd.sample(mixing, MIXING, schedule, x, KEY, save_fn=save_all)
@@ -54,7 +55,7 @@ def test_saved_is_what_a_loop_by_hand_sees_at_the_end_of_each_step(name):
 
 @pytest.mark.parametrize("name", ["euler", "dpm2", "ancestral", "lcm"])
 def test_a_padded_run_saves_the_same_and_zeros_past_its_end(name):
-    for steps in (1, 3):
+    for steps in (1, 3) if name == "lcm" else (3,):
         schedule, x = start(name, steps)
         run = functools.partial(kd.sample, mixing, MIXING, x=x, key=KEY, save_fn=save_all)
         (x0, saved), (x0_padded, padded) = (run(schedule=s) for s in (schedule, schedule.pad(9)))

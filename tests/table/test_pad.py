@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import samplers as sp
 from programs import compilations
-from samplers import ELEMENTWISE, MIXING, NOISE, SAMPLERS, draws, relative_error
+from samplers import ELEMENTWISE, MIXING, NOISE, ONE_OF_EACH, SAMPLERS, draws, relative_error
 
 import kdiff_jax as kd
 
@@ -53,11 +53,11 @@ def assert_same(got, expected):
 # --- the run ---------------------------------------------------------------------------------
 
 
-@every_sampler
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_padded_run_is_bitwise_the_run(name):
     denoise, params = (elementwise, ELEMENTWISE) if name == "euler" else (mixing, MIXING)
     # Two rows or more: a loop of one row is not a loop to the compiler.
-    for steps in (2, 5):
+    for steps in (2, 5) if name in ("euler", "unipc") else (5,):
         schedule = SAMPLERS[name](steps)
         x = kd.initial_sample(schedule, KEY, SHAPE)
         expected = kd.sample(denoise, params, schedule, x, key_of(schedule))
