@@ -7,6 +7,7 @@ import samplers as sp
 from samplers import ELEMENTWISE, MIXING, SAMPLERS, relative_error, run_by_hand
 
 import kdiff_jax as kd
+from kdiff_jax._table.schedule import NEUTRAL
 
 N, SHAPE = 4, (4, 8)
 KEY = jax.random.key(11)
@@ -86,15 +87,14 @@ def test_float64_stays_float64_under_x64(name):
         assert x.dtype == schedule.sigmas.dtype == schedule.rows.sigma.dtype == jnp.float64
         weights = [v for n, v in vars(schedule.rows).items() if "weight" in n and v is not None]
         assert {weight.dtype for weight in weights} == {jnp.dtype("float64")}
-        if name not in sp.ONE_OF_EACH:  # its program is that of another
-            return
         noise = [kd.row_noise(KEY, row, SHAPE) for row in schedule]
-        got = kd.sample(mixing, MIXING, schedule, x, KEY)
-        assert got.dtype == x.dtype == schedule.rows.sigma.dtype == jnp.float64
+        padded = schedule.pad(9, tuple(NEUTRAL))  # every column of any sampler, in one program
+        got = kd.sample(mixing, MIXING, padded, x, KEY)
+        assert got.dtype == jnp.float64
         assert {z.dtype for z in noise} == {jnp.dtype("float32")}
         expected = sp.run_in_numpy(mixing, MIXING, schedule, x, noise)
         assert relative_error(got, expected) < 1e-13
-        single = kd.sample(mixing, MIXING, schedule, x.astype(jnp.float32), KEY)
+        single = kd.sample(mixing, MIXING, padded, x.astype(jnp.float32), KEY)
         assert single.dtype == jnp.float32
 
 

@@ -11,7 +11,7 @@ from samplers import MIXING, ONE_OF_EACH, SAMPLERS, relative_error, run_by_hand
 
 import kdiff_jax as kd
 
-N, SHAPE = 3, (4, 8)
+N, SHAPE = 4, (4, 8)  # as in test_properties.py, whose whole runs are these
 KEY = jax.random.key(11)
 mixing = kd.denoiser(sp.mixing_model, "v_prediction")
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
@@ -123,7 +123,7 @@ def test_the_rest_draws_the_noise_of_the_whole_run_bitwise(name):
 
 def test_a_stack_is_resumed_by_its_tables():
     names = ("dpm2_karras", "ancestral", "unipc", "euler")
-    tables = [SAMPLERS[name](N) for name in names]
+    tables = [SAMPLERS[name](3) for name in names]
     stack = kd.stack(tables)
     x = kd.initial_sample(stack, KEY, SHAPE)
     state = kd.init(stack, x)
@@ -213,7 +213,7 @@ def test_a_slice_that_is_no_run_is_refused(part):
 
 
 def test_a_slice_keeps_its_place_in_the_whole_run():
-    schedule, _ = start("dpm2")
+    schedule, _ = start("dpm2", 3)
     rest = schedule[3:]
     assert (rest.num_rows, rest.num_steps, len(rest)) == (2, 2, 2)
     assert rest.rows.index.tolist() == [3, 4]
