@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kdiff_jax as kd
+from kdiff_jax._table.schedule import NEUTRAL
 
 NOISE = kd.noise_schedule("scaled_linear")
 
@@ -57,6 +58,13 @@ def columns_of(schedule: kd.Schedule) -> tuple[str, ...]:
 COLUMNS = {name: columns_of(build(2)) for name, build in SAMPLERS.items()}
 # One sampler for each set of columns, where to compile all of them would show nothing more.
 ONE_OF_EACH = list({columns: name for name, columns in reversed(COLUMNS.items())}.values())
+
+
+def widened(schedule: kd.Schedule) -> kd.Schedule:
+    """The same numbers with every column of any sampler: one program for tables of one length."""
+    wide = schedule.pad(schedule.num_rows, tuple(NEUTRAL))
+    rows = dataclasses.replace(wide.rows, idle=None)
+    return dataclasses.replace(schedule, rows=rows)
 
 
 def elementwise_model(params: Any, x: jax.Array, timestep: jax.Array) -> jax.Array:
