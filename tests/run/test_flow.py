@@ -35,9 +35,9 @@ def test_runs_by_hand_unrolled_padded_stacked_and_cut_are_one(name):
     assert relative_error(states[-1].sample, whole) < bound
     padded = schedule.pad(12, COLUMNS)
     # How rows are unrolled does not ask what their levels are: three kinds of state.
-    unroll = {"unroll": 2} if name in ("ancestral", "lcm", "unipc") else {}
+    unroll = 2 if name in ("ancestral", "lcm", "unipc") else 1
     for same in (
-        kd.sample(network, None, schedule, x, KEY, **unroll),
+        kd.sample(network, None, schedule, x, KEY, unroll=unroll),
         kd.sample(network, None, padded, x, KEY),
         kd.sample(network, None, kd.stack([padded, padded]), x, KEY),
     ):
