@@ -179,7 +179,7 @@ CALLS: list[Refusal] = [
     *(
         (
             lambda wrap=wrap, given=given: wrap(given),
-            "denoise = .* is not callable; pass a denoiser",
+            r"(denoise|weak) = .* is not callable; pass a denoiser",
         )
         for given in (None, 3, "network", SCHEDULE)
         for wrap in (

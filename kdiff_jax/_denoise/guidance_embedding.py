@@ -42,9 +42,9 @@ def guidance_embedding(w: ArrayLike, dim: int) -> jax.Array:
     dim = check_int("dim", dim, 4)
     if not is_traced(w):
         _check_scales(w)
-    if jnp.ndim(w) != 1 or not jnp.size(w):
+    if len(np.shape(w)) != 1 or np.shape(w) == (0,):
         raise ValueError(
-            f"w has shape {jnp.shape(w)}; pass [B] guidance scales, one a sample: "
+            f"w has shape {np.shape(w)}; pass [B] guidance scales, one a sample: "
             "jnp.full(batch, w)."
         )
     w = jnp.asarray(w if isinstance(w, jax.Array) else np.asarray(w))

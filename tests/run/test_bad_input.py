@@ -357,6 +357,10 @@ RUNS: list[Refusal] = [
         lambda: sample(DPM2, denoise=lambda params, x, t: x),
         r"denoise takes \(params, x, t\); expected denoise\(params, x, row, cond\): pass kd",
     ),
+    (
+        lambda: sample(EULER, denoise=kd.clipped(kd.cfg_plus_plus(DENOISE, 0.6, 0))),
+        "kd.cfg_plus_plus inside of Clipped.*wrap kd.cfg_plus_plus around it",
+    ),
     (lambda: sample(DPM2, denoise=kd.Denoiser), "denoise is <class .*kd.denoiser.model_fn"),
     (lambda: sample(DPM2, denoise=None), "denoise is None; expected denoise"),
     (

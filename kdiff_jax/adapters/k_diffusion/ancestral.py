@@ -201,4 +201,6 @@ def sample_lcm(
     weight = jnp.asarray(reached * factors, schedule.sigmas.dtype)
     rows = replace(schedule.rows, epsilon_weight=None, noise_weight=weight)
     schedule = replace(schedule, rows=rows)
-    return call.run_noisy(schedule, clip=clip if is_traced(noise_clip_std) or noise_clip_std != 0 else None)
+    return call.run_noisy(
+        schedule, clip=clip if is_traced(noise_clip_std) or noise_clip_std != 0 else None
+    )
