@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import samplers as sp
-from scipy import stats
+from scipy import integrate, stats
 
 import kdiff_jax as kd
 
@@ -107,9 +107,11 @@ def test_the_density_of_an_ancestral_step_integrates_to_one():
     grid = jnp.linspace(mean - 9 * scale, mean + 9 * scale, 2001)[:, None, None]
     density = jax.vmap(lambda x_next: jnp.exp(kd.log_prob(state, landing, prediction, x_next)))
     masses = np.asarray(density(grid), np.float64)[:, 0]
-    np.testing.assert_allclose(np.trapezoid(masses, grid[:, 0, 0]), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(integrate.trapezoid(masses, grid[:, 0, 0]), 1.0, rtol=1e-5)
     np.testing.assert_allclose(
-        np.trapezoid(masses * np.asarray(grid[:, 0, 0], np.float64), grid[:, 0, 0]), mean, rtol=1e-5
+        integrate.trapezoid(masses * np.asarray(grid[:, 0, 0], np.float64), grid[:, 0, 0]),
+        mean,
+        rtol=1e-5,
     )
 
 
