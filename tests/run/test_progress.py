@@ -219,6 +219,8 @@ import os, signal, time
 import jax, jax.numpy as jnp
 import kdiff_jax as kd
 
+# A process that a shell started in its background ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 schedule = kd.euler(kd.levels(kd.noise_schedule(), 60))
 pause, began = [2.0], []
 
