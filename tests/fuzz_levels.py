@@ -33,6 +33,17 @@ NAMED = re.compile(
 )
 
 
+DRAWS: dict[str, Callable[..., kd.Schedule]] = {
+    "ancestral": kd.euler,
+    "dpm2_ancestral": kd.dpm2_ancestral,
+    "dpmpp_2s_ancestral": kd.dpmpp_2s_ancestral,
+    "dpmpp_sde": kd.dpmpp_sde,
+    "dpmpp_2m_sde": kd.dpmpp_2m,
+    "dpmpp_3m_sde": kd.dpmpp_3m,
+}
+PLAIN = [kd.euler, kd.dpm2, kd.heun, kd.dpmpp_2m, kd.dpmpp_3m, kd.unipc]
+
+
 def drawn(draw: np.random.Generator) -> Call:
     """A call, every part of it allowed by itself."""
     kind = draw.choice(["beta", "flow", "alone"], p=[0.5, 0.3, 0.2])
@@ -44,11 +55,9 @@ def drawn(draw: np.random.Generator) -> Call:
         "distilled": distilled,
         "levels": _distilled(draw) if distilled else _levels(draw, kind),
         "cut": draw.choice(["", "start_at", "end_at", "reversed", "churned"], p=[0.6, *[0.1] * 4]),
-        "at": int(draw.integers(0, 5)),
+        "at": int(draw.integers(0, 6)),
         "churn": (log_uniform(draw, 1e-3, 100), log_uniform(draw, 1e-3, 1)),
-        "sampler": "lcm"
-        if distilled
-        else str(draw.choice(["euler", "ancestral", "dpm2", "dpm2_ancestral", "lcm"])),
+        "sampler": str(draw.choice(["lcm", "tcd"] if distilled else ["plain", "lcm", *DRAWS])),
         "eta": float(draw.choice([0.0, 0.5, 1.0])),
         "s_noise": float(draw.choice([0.0, 1.0, 1.003])),
     }
@@ -143,17 +152,17 @@ def built(call: Call) -> kd.Schedule:
     elif cut == "churned" and not levels.noise.flow:
         s_churn, s_tmin = call["churn"]
         levels = levels.churned(s_churn, s_tmin)
-    sampler = call["sampler"]
-    if cut in ("reversed", "churned") and sampler not in ("euler", "dpm2"):
-        sampler = "dpm2"
-    if sampler == "euler":
-        return kd.euler(levels)
-    if sampler == "dpm2":
-        return kd.dpm2(levels)
-    if sampler == "lcm":
+    sampler, drawn_noise = call["sampler"], (call["eta"], call["s_noise"])
+    if sampler in DRAWS and cut not in ("reversed", "churned"):
+        if sampler == "dpmpp_sde" and levels.noise.flow:
+            sampler = "dpmpp_2s_ancestral"
+        return DRAWS[sampler](levels, *drawn_noise)
+    if call["distilled"] and sampler == "tcd" and cut not in ("reversed", "churned"):
+        return kd.tcd(levels, min(call["eta"], 1.0))
+    if sampler == "lcm" and cut not in ("reversed", "churned"):
         return kd.lcm(levels, call["s_noise"])
-    stochastic = kd.euler if sampler == "ancestral" else kd.dpm2_ancestral
-    return stochastic(levels, call["eta"], call["s_noise"])
+    plain = PLAIN[: 3 if cut == "churned" else len(PLAIN)]  # multistep methods take no churn
+    return plain[call["at"] % len(plain)](levels)
 
 
 def fault_of(schedule: kd.Schedule) -> str:

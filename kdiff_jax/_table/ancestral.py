@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from jax.typing import ArrayLike
 
-from kdiff_jax._arrays import Array, common_namespace
+from kdiff_jax._arrays import Array, common_namespace, is_traced
 from kdiff_jax._checks import check_kind, one_per_step, shown
 from kdiff_jax._levels.levels import Levels
 
@@ -16,6 +17,18 @@ def check_levels(levels: Levels) -> Levels:
     remedy = "levels, from kd.levels(noise, num_steps) or kd.lcm_levels(noise, num_steps)"
     checked: Levels = check_kind("levels", levels, Levels, remedy)
     return checked
+
+
+def finite_levels(levels: Levels) -> Levels:
+    """Levels for every sampler but those in variance-preserving units, `kd.lcm` and `kd.tcd`."""
+    sigmas = check_levels(levels).sigmas
+    if not is_traced(sigmas) and not np.all(np.isfinite(sigmas)):
+        raise ValueError(
+            "levels hold sigma = inf, no signal at all, as those of kd.lcm_levels do with zero "
+            "terminal SNR: kd.lcm and kd.tcd run them; for another sampler take "
+            "kd.levels(noise, num_steps), which begins at a finite sigma there."
+        )
+    return levels
 
 
 def ancestral_split(
@@ -39,6 +52,7 @@ def ancestral_split(
       ValueError: levels with churn or ascending; eta or s_noise negative, not finite or of another
         shape; eta at or beyond the bound of a step.
     """
+    finite_levels(levels)
     refuse_churn(levels, f"eta = {shown(eta)}")
     s0, s1 = levels.inner
     s1 = s1 if to is None else to

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from kdiff_jax._arrays import Array, common_namespace
 from kdiff_jax._levels.levels import Levels
-from kdiff_jax._table.ancestral import ancestral_split, check_levels
+from kdiff_jax._table.ancestral import ancestral_split, finite_levels
 from kdiff_jax._table.fill import fill
 from kdiff_jax._table.schedule import Schedule
 
@@ -53,7 +53,7 @@ def dpm2(levels: Levels) -> Schedule:
     Source: Lu et al. 2022 (arXiv:2206.00927); Karras et al. 2022 (arXiv:2206.00364), Algorithm 2
     (churn); `sample_dpm_2` of k-diffusion.
     """
-    _, s1 = check_levels(levels).inner
+    _, s1 = finite_levels(levels).inner
     return fill(levels, *_evaluations(levels, s1, 1.0))
 
 

@@ -26,7 +26,7 @@ from jax.typing import ArrayLike
 from kdiff_jax._arrays import Array, common_namespace
 from kdiff_jax._checks import check_choice, check_flag, one_per_step, shown
 from kdiff_jax._levels.levels import Levels
-from kdiff_jax._table.ancestral import check_levels, refuse_churn
+from kdiff_jax._table.ancestral import finite_levels, refuse_churn
 from kdiff_jax._table.exponential import after_one, log_steps, phis, refuse_multistep_churn
 from kdiff_jax._table.fill import fill
 from kdiff_jax._table.schedule import Schedule
@@ -155,7 +155,7 @@ def _first_order(
     s_noise: ArrayLike | Sequence[float],
 ) -> tuple[dict[str, Array], Array, Array]:
     """The row of the first-order step, with its noise; `h (1 + eta)` and b of every step."""
-    s0, s1 = check_levels(levels).inner
+    s0, s1 = finite_levels(levels).inner
     factors = one_per_step("s_noise", s_noise, levels.num_steps)
     if eta is None:
         refuse_multistep_churn(levels, name)

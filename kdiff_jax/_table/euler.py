@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from kdiff_jax._checks import one_per_step
 from kdiff_jax._levels.levels import Levels
-from kdiff_jax._table.ancestral import ancestral_split, check_levels
+from kdiff_jax._table.ancestral import ancestral_split, finite_levels
 from kdiff_jax._table.fill import fill
 from kdiff_jax._table.schedule import Schedule
 
@@ -54,7 +54,7 @@ def euler(
     Source: Karras et al. 2022 (arXiv:2206.00364); Song et al. 2020 (arXiv:2010.02502), equation
     12; `sample_euler(_ancestral)` of k-diffusion, `DDIMScheduler` of diffusers.
     """
-    s0, s1 = check_levels(levels).inner
+    s0, s1 = finite_levels(levels).inner
     if eta is None:
         one_per_step("s_noise", s_noise, levels.num_steps)
         row = {"denoised_weight": levels.noise.alpha_at(s1), "epsilon_weight": s1}

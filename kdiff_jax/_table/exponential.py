@@ -10,7 +10,7 @@ import math
 
 from kdiff_jax._arrays import Array, common_namespace
 from kdiff_jax._levels.levels import Levels
-from kdiff_jax._table.ancestral import check_levels
+from kdiff_jax._table.ancestral import finite_levels
 
 # Below it phi is summed, above it the published quotients lose less than 2 digits.
 _SMALL, _TERMS = 0.3, 13
@@ -54,7 +54,7 @@ def after_one(values: Array) -> Array:
 
 def refuse_multistep_churn(levels: Levels, name: str) -> None:
     """Churn moves the sample away from where the earlier estimates were made."""
-    if check_levels(levels).raised is not None:
+    if finite_levels(levels).raised is not None:
         raise ValueError(
             f"{name} goes on from estimates of earlier levels, and the noise that churn adds in "
             "between makes them those of another trajectory; take a sampler of single steps for "

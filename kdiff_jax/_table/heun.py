@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from kdiff_jax._arrays import common_namespace
 from kdiff_jax._levels.levels import Levels
-from kdiff_jax._table.ancestral import check_levels
+from kdiff_jax._table.ancestral import finite_levels
 from kdiff_jax._table.fill import fill, timesteps_reached
 from kdiff_jax._table.schedule import Schedule
 
@@ -43,7 +43,7 @@ def heun(levels: Levels) -> Schedule:
     Source: Karras et al. 2022 (arXiv:2206.00364), Algorithms 1 and 2; `sample_heun` of
     k-diffusion.
     """
-    s0, s1 = check_levels(levels).inner
+    s0, s1 = finite_levels(levels).inner
     _, a0, a1 = common_namespace(levels.noise.alpha_at(s0), levels.noise.alpha_at(s1))
     start = {"sigma": s0, "denoised_weight": a1, "epsilon_weight": s1}
     end = {

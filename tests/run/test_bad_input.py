@@ -199,6 +199,7 @@ DENOISERS: list[Refusal] = [
 
 # --- noise -----------------------------------------------------------------------------------
 
+WITHOUT_SIGNAL = kd.lcm_levels(kd.noise_schedule("linear", rescale_zero_terminal_snr=True), 4)
 NOISES: list[Refusal] = [
     (lambda: kd.initial_sample(DPM2, jax.random.key(0, impl="rbg"), (2, 3)), "rbg.*threefry"),
     (lambda: kd.initial_sample(DPM2, KEY, ()), r"shape is empty; expected \(B, \.\.\.\)"),
@@ -230,6 +231,13 @@ NOISES: list[Refusal] = [
     (lambda: kd.add_noise(DPM2[0], {"x": X}, X), r"x0 is a dict; expected an array \[B"),  # type: ignore[arg-type]
     (lambda: kd.add_noise(DPM2[0], X, X > 0), "eps is bool; expected a real floating dtype"),
     (lambda: kd.slerp([[1.0]], X, 0.5), r"first is a list; expected an array \[B"),  # type: ignore[arg-type]
+    *(
+        (
+            lambda sampler=sampler: sampler(WITHOUT_SIGNAL),
+            r"levels hold sigma = inf.* kd.lcm and kd.tcd run them; .* take kd.levels",
+        )
+        for sampler in (kd.euler, kd.dpm2, kd.heun, kd.dpmpp_sde, kd.dpmpp_3m, kd.unipc)
+    ),
     (lambda: kd.slerp(X, X, "0.5"), "fraction = '0.5' is not a"),  # type: ignore[arg-type]
     (lambda: kd.slerp(X, X, np.ones((2, 2))), r"fraction = .* of rank 2.* pass one number"),
     (lambda: kd.slerp(X, X, np.ones(5)), r"fraction has shape \(5,\); pass one number"),
