@@ -10,6 +10,7 @@ import numpy as np
 
 from kdiff_jax._arrays import is_traced
 from kdiff_jax._checks import shown
+from kdiff_jax._denoise.prediction import layers_of
 
 _ADVICE = {
     "params": "an Equinox module is split by arrays, rest = eqx.partition(module, eqx.is_array) "
@@ -31,11 +32,10 @@ def check_arguments(denoise: Any, params: Any, cond: Any, batch: int) -> None:
     """
     check_arrays("params", params)
     check_arrays("cond", cond)
-    while hasattr(denoise, "denoise"):
-        if hasattr(denoise, "uncond"):
-            check_conditions(cond, denoise.uncond, batch if denoise.batched else None)
+    for layer in layers_of(denoise):
+        if hasattr(layer, "denoise") and hasattr(layer, "uncond"):
+            check_conditions(cond, layer.uncond, batch if layer.batched else None)
             return
-        denoise = denoise.denoise
 
 
 def check_depth(name: str, tree: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,11 +60,18 @@ def epsilon_of(denoised: jax.Array, x: jax.Array, row: Row) -> jax.Array:
     return divided(x - alpha * denoised, sigma)
 
 
-def prediction_type_of(denoise: object) -> str | None:
-    """The prediction type of the network under the wrappers; None for a caller's own denoiser."""
+def layers_of(denoise: Any) -> Iterator[Any]:
+    """A denoiser and those inside it, from the outermost wrapper to the network's own."""
+    yield denoise
     while hasattr(denoise, "denoise"):
         denoise = denoise.denoise
-    return getattr(denoise, "prediction_type", None)
+        yield denoise
+
+
+def prediction_type_of(denoise: object) -> str | None:
+    """The prediction type of the network under the wrappers; None for a caller's own denoiser."""
+    *_, innermost = layers_of(denoise)
+    return getattr(innermost, "prediction_type", None)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)

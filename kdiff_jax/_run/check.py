@@ -14,7 +14,7 @@ from kdiff_jax._checks import brought
 from kdiff_jax._denoise.cfg_plus_plus import CfgPlusPlus, check_rows
 from kdiff_jax._denoise.consistency import Consistency
 from kdiff_jax._denoise.inpaint import Inpainted
-from kdiff_jax._denoise.prediction import brief, prediction_type_of
+from kdiff_jax._denoise.prediction import brief, layers_of, prediction_type_of
 from kdiff_jax._table.check import is_known
 from kdiff_jax._table.schedule import Schedule
 
@@ -58,25 +58,22 @@ def check_lengths(denoise: Any, noise_fn: Any, schedule: Schedule, shape: tuple[
     check_run = getattr(noise_fn, "check_run", None)
     if check_run is not None:
         check_run(schedule, shape)
-    while denoise is not None:
-        if getattr(denoise, "per_step", False) and is_known(schedule.rows.step):
+    for layer in layers_of(denoise):
+        if getattr(layer, "per_step", False) and is_known(schedule.rows.step):
             needs = int(np.max(jax.device_get(schedule.rows.step))) + 1
-            if denoise.scale.shape[0] < needs:
+            if layer.scale.shape[0] < needs:
                 raise ValueError(
-                    f"scale has shape {denoise.scale.shape} with per_step=True, and the run goes "
+                    f"scale has shape {layer.scale.shape} with per_step=True, and the run goes "
                     f"to step {needs - 1}; pass one a step of the whole run, [{needs}]."
                 )
-        denoise = getattr(denoise, "denoise", None)
 
 
 def warn_of_midpoints(denoise: Any, schedule: Schedule) -> None:
     """Warns of `kd.consistency` on a table with midpoints: what it returns has no slope there."""
     weights = schedule.rows.anchor_weight
-    while denoise is not None and not isinstance(denoise, Consistency):
-        denoise = getattr(denoise, "denoise", None)
-    if denoise is None or weights is None or not is_known(weights):
+    if weights is None or not any(isinstance(layer, Consistency) for layer in layers_of(denoise)):
         return
-    if np.any(jax.device_get(weights)):
+    if is_known(weights) and np.any(jax.device_get(weights)):
         warnings.warn(
             "denoise has kd.consistency in it, which returns the end of a trajectory, and the "
             "schedule has midpoints, from which a solver takes a slope; take kd.lcm, or the "
@@ -88,14 +85,13 @@ def warn_of_midpoints(denoise: Any, schedule: Schedule) -> None:
 def check_cfg_plus_plus(denoise: Any, schedule: Schedule) -> None:
     """Refuses CFG++ where not both of its halves reach the step as they are."""
     outside: list[Any] = []
-    while hasattr(denoise, "denoise"):
-        if isinstance(denoise, CfgPlusPlus):
+    for layer in layers_of(denoise):
+        if isinstance(layer, CfgPlusPlus):
             check_rows(schedule.rows)
             if outside:
                 raise ValueError(
                     f"kd.cfg_plus_plus inside of {brief(outside[0])}, which makes epsilon from D, "
                     "or mixes it once more; wrap kd.cfg_plus_plus around it."
                 )
-        if not isinstance(denoise, Inpainted):
-            outside.append(denoise)
-        denoise = denoise.denoise
+        if not isinstance(layer, Inpainted):
+            outside.append(layer)
