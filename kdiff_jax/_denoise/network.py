@@ -36,7 +36,14 @@ ModelFn = Callable[..., jax.Array]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Denoiser:
-    """A network as a denoiser; made by `kd.denoiser`. The function and the names are static."""
+    """A network as a denoiser; made by `kd.denoiser`. The function and the names are static.
+
+    Example:
+      >>> import jax.numpy as jnp, kdiff_jax as kd
+      >>> denoise = kd.denoiser(lambda params, x, timestep: x, "v_prediction", jnp.bfloat16)
+      >>> denoise.prediction_type, denoise.dtype
+      ('v_prediction', dtype(bfloat16))
+    """
 
     model_fn: ModelFn = field(metadata={"static": True})
     prediction_type: PredictionType = field(metadata={"static": True})

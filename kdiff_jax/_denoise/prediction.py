@@ -25,6 +25,14 @@ class Prediction:
     Attributes:
       denoised: [B, ...] the estimate of x0.
       epsilon: [B, ...] the estimate of eps, the noise in x.
+
+    Example:
+      >>> import jax.numpy as jnp, kdiff_jax as kd
+      >>> def denoise(params, x, row, cond=None):  # such a function is a denoiser
+      ...     return kd.Prediction(denoised=x / 2, epsilon=x / (2 * row.sigma))
+      >>> schedule = kd.euler(kd.levels(kd.noise_schedule("scaled_linear"), 2))
+      >>> kd.sample(denoise, None, schedule, jnp.full((1, 2), schedule[0].sigma)).shape
+      (1, 2)
     """
 
     denoised: jax.Array

@@ -44,6 +44,11 @@ class FlowSchedule:
       sigma_min: where a "linspace" grid ends before it is shifted.
       shift_terminal: None, or the level that a shifted grid is stretched to end at.
       num_train_timesteps: T; the network receives `T * sigma`; static.
+
+    Example:
+      >>> import kdiff_jax as kd
+      >>> kd.flow_schedule(shift=3.0)
+      FlowSchedule(shift 3, 1000 timesteps)
     """
 
     shift: Array | float

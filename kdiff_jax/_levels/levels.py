@@ -41,6 +41,11 @@ class Levels:
       first_step: the steps of the whole run before these; static.
       closes: whether the run ends at 0; static.
       zero_terminal_snr: whether the first level may hold no signal; static.
+
+    Example:
+      >>> import kdiff_jax as kd
+      >>> kd.levels(kd.noise_schedule("scaled_linear"), 4).timesteps.tolist()
+      [999.0, 666.0, 333.0, 0.0]
     """
 
     sigmas: Array

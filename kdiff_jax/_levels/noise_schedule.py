@@ -25,12 +25,7 @@ from kdiff_jax._checks import (
     traced_vector,
 )
 from kdiff_jax._levels.betas import BetaSchedule, betas_of, noise_of
-from kdiff_jax._levels.spacing import (
-    TIMESTEP_GRIDS,
-    GridOptions,
-    shaped_sigmas,
-    spaced_timesteps,
-)
+from kdiff_jax._levels.spacing import TIMESTEP_GRIDS, GridOptions, shaped_sigmas, spaced_timesteps
 from kdiff_jax._levels.split import Split, variance_split
 from kdiff_jax._levels.timestep_grids import grid_timesteps
 from kdiff_jax._levels.training import clean_and_noise, inside_or_nan, warn_above_training
@@ -51,6 +46,11 @@ class NoiseSchedule:
       sigmas: [T] float64, noise over signal, rising; infinite at the end of a schedule with zero
         terminal signal-to-noise ratio.
       zero_terminal_snr: whether it was built that way; static.
+
+    Example:
+      >>> import kdiff_jax as kd
+      >>> kd.noise_schedule("scaled_linear")
+      NoiseSchedule(1000 timesteps, sigma 0.02917 .. 14.61)
     """
 
     alphas_cumprod: np.ndarray

@@ -27,6 +27,12 @@ class State:
       anchor: None, or [B, ...] the sample at the start of the current outer step.
       denoised_1: None, or [B, ...] the estimate of x0 of the row before.
       denoised_2: None, or [B, ...] the estimate of x0 two rows before.
+
+    Example:
+      >>> import jax.numpy as jnp, kdiff_jax as kd
+      >>> schedule = kd.dpmpp_2m(kd.levels(kd.noise_schedule("scaled_linear"), 4))
+      >>> kd.init(schedule, jnp.zeros((2, 8)))
+      State(sample, denoised_1: float32[2, 8])
     """
 
     sample: jax.Array

@@ -49,6 +49,12 @@ class Row:
       input_scale: what the sample is multiplied by before the network sees it; None: as alpha.
       idle: bool, whether the row lies past the end of its table, so that the sample stays as it
         is; made by `pad` and `rows_at`, else None.
+
+    Example:
+      >>> import kdiff_jax as kd
+      >>> row = kd.euler(kd.levels(kd.noise_schedule("scaled_linear"), 4))[1]
+      >>> row.step.item(), row.timestep.item(), row.noise_weight is None
+      (1, 666.0, True)
     """
 
     index: jax.Array

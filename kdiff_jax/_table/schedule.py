@@ -54,6 +54,11 @@ class Schedule:
       zero_terminal_snr: the first row may hold no signal at all (alpha = 0), or for DPM2 and
         Euler next to none (sigma = 4096); refused for an epsilon network; static.
       continues: the rows are a slice that reads what rows before it left in a State; static.
+
+    Example:
+      >>> import kdiff_jax as kd
+      >>> kd.dpm2(kd.levels(kd.noise_schedule("scaled_linear"), 4)).rows.step.tolist()
+      [0, 0, 1, 1, 2, 2, 3]
     """
 
     rows: Row

@@ -32,6 +32,12 @@ class DiffusersSampler:
       name: a SamplerName, "euler" to "tcd".
       config: every parameter of the scheduler class, in its own words; and for DPM2 and Heun
         rescale_betas_zero_snr where it is true.
+
+    Example:
+      >>> from kdiff_jax.adapters import diffusers as kd_diffusers
+      >>> sampler = kd_diffusers.from_config({"_class_name": "EulerDiscreteScheduler"})
+      >>> sampler.name, sampler.config["timestep_spacing"]
+      ('euler', 'linspace')
     """
 
     name: SamplerName

@@ -10,6 +10,13 @@ def sample_lms(*args: Any, **kwargs: Any) -> NoReturn:
 
     Raises:
       NotImplementedError: always.
+
+    Example:
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> K.sample_lms()  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+        ...
+      NotImplementedError: sample_lms reads three estimates...
     """
     raise NotImplementedError(
         "sample_lms reads three estimates of before, integrated one by one, which no table here "
@@ -22,6 +29,13 @@ def sample_dpm_fast(*args: Any, **kwargs: Any) -> NoReturn:
 
     Raises:
       NotImplementedError: always.
+
+    Example:
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> K.sample_dpm_fast()  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+        ...
+      NotImplementedError: sample_dpm_fast takes steps of...
     """
     raise NotImplementedError(
         "sample_dpm_fast takes steps of three evaluations, which no table here has; take "
@@ -35,6 +49,13 @@ def sample_dpm_adaptive(*args: Any, **kwargs: Any) -> NoReturn:
 
     Raises:
       NotImplementedError: always.
+
+    Example:
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> K.sample_dpm_adaptive()  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+        ...
+      NotImplementedError: sample_dpm_adaptive chooses its steps...
     """
     raise NotImplementedError(
         "sample_dpm_adaptive chooses its steps as it runs, and a table is filled before the run; "

@@ -91,6 +91,14 @@ class DiscreteDenoiser:
       denoise: the network as a denoiser of `kd.sample`; its params are the extra_args.
       noise: the noise levels of training; the samplers build their tables from them.
       quantize: whether the network receives whole timesteps only, the nearest in log sigma.
+
+    Example:
+      >>> import kdiff_jax as kd
+      >>> from kdiff_jax.adapters import k_diffusion as K
+      >>> abar = kd.noise_schedule("scaled_linear").alphas_cumprod
+      >>> model = K.DiscreteEpsDDPMDenoiser(lambda x, timestep: 0.1 * x, abar)
+      >>> model.get_sigmas(2).round(3).tolist()
+      [14.615, 0.029, 0.0]
     """
 
     denoise: Denoise
