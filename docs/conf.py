@@ -4,6 +4,9 @@ import inspect
 import re
 import textwrap
 
+from docutils import nodes
+from sphinx import addnodes
+
 import kdiff_jax
 
 project = "kdiff_jax"
@@ -15,9 +18,18 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"kdiff_jax {release}"
-html_theme_options = {"source_repository": repository, "source_branch": "main"}
+html_theme_options = {
+    "source_repository": repository,
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
 myst_heading_anchors = 3
+smartquotes = False  # a name in quotes is what is to be typed
 default_role = "code"  # docstrings write code in single backticks
+# Every name in a signature or as code leads to its entry; those of other libraries have none here.
+nitpicky = True
+nitpick_ignore_regex = [("py:class", r"(jax|np|os)\..*")]
+maximum_signature_line_length = 88
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signature_as_written puts them in, one signature for all overloads
 
@@ -45,7 +57,8 @@ def signature_as_written(app, what, name, obj, options, signature, return_annota
     ]
     returns = shown.return_annotation if isinstance(shown.return_annotation, str) else None
     empty = inspect.Signature.empty
-    return str(shown.replace(parameters=parameters, return_annotation=empty)), returns
+    texts = str(shown.replace(parameters=parameters, return_annotation=empty)), returns
+    return tuple(text and re.sub(r"\bkd\.", "kdiff_jax.", text) for text in texts)
 
 
 def sections_as_rst(app, what, name, obj, options, lines):
@@ -60,14 +73,30 @@ def sections_as_rst(app, what, name, obj, options, lines):
         body, *after = re.split(r"^(?=\S)", part, maxsplit=1, flags=re.M)
         body = textwrap.dedent(body)
         if title in ("Args", "Attributes"):
-            body = re.sub(r"^([\w, ]+): ", r"* ``\1``: ", body, flags=re.M)
+            body = re.sub(r"^(\w[\w, ]*): ", r"* ``\1``: ", body, flags=re.M)
+        elif title == "Raises":
+            body = re.sub(r"^(\w+): ", r"* ``\1``: ", body, flags=re.M)
         elif title != "Example":
             body = re.sub(r"^ +", "", body, flags=re.M)
         out += [f"**{title}**\n\n{body}", *after]
     lines[:] = "\n".join(out).split("\n")
 
 
+def names_as_links(app, doctree):
+    """`kd.dpm2(levels)` in a text leads to the entry of kd.dpm2."""
+    modules = {"kd": "kdiff_jax", "K": "kdiff_jax.adapters.k_diffusion"}
+    for node in list(doctree.findall(nodes.literal)):
+        found = re.match(rf"({'|'.join(modules)})\.([a-zA-Z]\w*(?:\.\w+)?)", node.astext())
+        if found is None or isinstance(node.parent, (nodes.reference, nodes.title)):
+            continue
+        target = f"{modules[found[1]]}.{found[2]}"
+        link = addnodes.pending_xref("", refdomain="py", reftype="obj", reftarget=target)
+        node.replace_self(link)
+        link += node
+
+
 def setup(app):
     app.connect("source-read", links_to_files)
     app.connect("autodoc-process-signature", signature_as_written)
     app.connect("autodoc-process-docstring", sections_as_rst)
+    app.connect("doctree-read", names_as_links)

@@ -1,5 +1,6 @@
 """The README and the pages of docs/: their code runs, their links and names lead somewhere."""
 
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
@@ -9,13 +10,16 @@ import jax
 import pytest
 
 import kdiff_jax as kd
+import kdiff_jax.adapters
 from kdiff_jax._levels.spacing import SigmaGrid, TimestepGrid
 from kdiff_jax.adapters import diffusers as kd_diffusers
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+REFERENCE = sorted((ROOT / "docs" / "api").glob("*.md"))
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *REFERENCE]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+ADAPTERS = [module.name for module in pkgutil.iter_modules(kdiff_jax.adapters.__path__)]
 # A block whose first line begins so goes on where the block before it on its page ended; every
 # other block runs alone.
 CONTINUES = "# Continues "
@@ -154,15 +158,28 @@ def test_all_grids_are_listed():
 
 
 def test_every_public_name_is_in_the_reference():
-    reference = TEXTS[ROOT / "docs" / "api.md"]
+    reference = "".join(TEXTS[page] for page in REFERENCE)
     entries = re.findall(r"^\.\. auto(?:class|function):: (\w+)", reference, flags=re.MULTILINE)
     assert sorted(entries) == sorted(kd.__all__)
+    # Of an adapter all that its __all__ holds.
+    whole = re.findall(
+        r"^\.\. automodule:: ([\w.]+)\n   :members:\n   :imported-members:\n", reference, flags=re.M
+    )
+    assert whole == [f"kdiff_jax.adapters.{name}" for name in ADAPTERS]
 
 
 def test_every_page_is_in_the_contents():
-    listed = re.findall(r"^\w+$", TEXTS[ROOT / "docs" / "index.md"], flags=re.MULTILINE)
-    pages = {page.stem for page in PAGES if page.parent.name == "docs"}
+    docs = ROOT / "docs"
+    listed = re.findall(r"^[\w/]+$", TEXTS[docs / "index.md"] + TEXTS[docs / "api.md"], flags=re.M)
+    pages = {str(page.relative_to(docs).with_suffix("")) for page in PAGES if docs in page.parents}
     assert pages - {"index"} <= set(listed)
+
+
+def test_addresses_of_files_of_the_repository_lead_to_files():
+    texts = [*TEXTS.values(), (ROOT / "pyproject.toml").read_text(encoding="utf-8")]
+    paths = re.findall(r"kdiff_jax/(?:blob|tree)/main/([\w./-]+)", "\n".join(texts))
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
 
 
 def test_one_version():

@@ -120,6 +120,7 @@ def schedules():
     yield from (table, table.pad(199), table[7:], kd.stack([table] * 64))
     yield kd.stack([kd.stack([table] * 3)] * 64)
     yield from (kd.dpm2_ancestral(kd.levels(FLOW, 25)), kd.lcm(kd.lcm_levels(NOISE, 4)))
+    yield kd.unipc(kd.levels(NOISE, 1000))
 
 
 def values():

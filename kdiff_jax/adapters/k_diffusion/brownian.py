@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ class BrownianPath:
     """A noise_sampler; made by `BrownianTreeNoiseSampler`."""
 
     path: NoiseFn
-    keys: jax.Array
+    keys: jax.Array = field(repr=False)  # [B] of them take B lines
     shape: tuple[int, ...]
     ends: tuple[float, float]
     clock: tuple[Callable[[Any], Any], float, float] | None
