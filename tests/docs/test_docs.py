@@ -165,7 +165,7 @@ def test_every_public_name_is_in_the_reference():
     whole = re.findall(
         r"^\.\. automodule:: ([\w.]+)\n   :members:\n   :imported-members:\n", reference, flags=re.M
     )
-    assert whole == [f"kdiff_jax.adapters.{name}" for name in ADAPTERS]
+    assert {f"kdiff_jax.adapters.{name}" for name in ADAPTERS} <= set(whole)
 
 
 def test_every_page_is_in_the_contents():
