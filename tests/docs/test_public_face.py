@@ -82,6 +82,7 @@ def test_every_function_has_its_arguments_its_result_and_an_example(name):
 def test_every_class_says_what_it_is_and_what_it_holds(name):
     text = inspect.getdoc(CLASSES[name]) or ""
     assert text.split("\n")[0][-1] in ".:"
+    assert ">>> " in section(text, "Example")
     if "Attributes:" not in text:
         assert "made by `kd." in text.lower()
         return
