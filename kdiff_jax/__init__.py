@@ -79,3 +79,6 @@ __version__ = "0.2.0"
 
 # "as" makes a name public to type checkers; so a name is one line here, in reading order.
 __all__ = [name for name in globals() if not name.startswith("_")]
+
+# A module, as the adapters are; it imports matplotlib when it is called.
+import kdiff_jax.plot as plot  # noqa: F401

@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "kdiff_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Top to bottom, as in section 8 of the design: a file imports from what stands above it.
-ORDER = ["_arrays", "_checks", "_levels", "_table", "_denoise", "_noise", "_run", "adapters"]
+ORDER = ["_arrays", "_checks", "_levels", "_table", "_denoise", "_noise", "_run", "plot"]
+ORDER += ["adapters"]
 
 
 def name_of(path):

@@ -24,13 +24,14 @@ import numpy as np
 from fuzz_adapters import ADAPTER_CALLS
 from fuzz_calls import GRID_CALLS, LEVEL_CALLS, Call
 from fuzz_denoise import NOISE_CALLS, RUN_CALLS, WRAPPER_CALLS
+from fuzz_plot import PLOT_CALLS
 from fuzz_samplers import TABLE_CALLS
 
 import kdiff_jax as kd
 
 PACKAGE = str(Path(str(kd.__file__)).parent)
 CORE_CALLS = [*LEVEL_CALLS, *GRID_CALLS, *TABLE_CALLS, *WRAPPER_CALLS, *NOISE_CALLS, *RUN_CALLS]
-CALLS = [*CORE_CALLS, *ADAPTER_CALLS]
+CALLS = [*CORE_CALLS, *ADAPTER_CALLS, *PLOT_CALLS]
 ALLOWED = (ValueError, TypeError, ImportError, NotImplementedError)
 
 

@@ -23,7 +23,9 @@ def test_the_valid_call_that_is_changed_is_valid(call: Call) -> None:
     assert fuzz.problem_of(call, {}) is None
 
 
-@pytest.mark.parametrize("module", [kd, kd_diffusers, kd_k], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [kd, kd_diffusers, kd_k, kd.plot], ids=lambda module: module.__name__
+)
 def test_every_public_name_is_called(module: types.ModuleType) -> None:
     # A class is made by a function, or called as one; its methods count for it.
     called = {call.name.split()[0].split(".")[0].removesuffix("()") for call in CALLS}
