@@ -1,4 +1,4 @@
-"""Records DPM-Solver, UniPC, Heun and TCD of diffusers by their configs, for the adapter's tests.
+"""Records DPM-Solver, UniPC, Heun, TCD and DDIM of diffusers by their configs, for the tests.
 
 Needs torch and diffusers. In an environment of its own:
 
@@ -6,10 +6,11 @@ Needs torch and diffusers. In an environment of its own:
     python tests/golden/generate_solvers.py       # writes solvers.npz beside this file
 
 Of every case: the config, the arguments of `set_timesteps`, its timesteps, and, made in float64
-(the float32 of the module is replaced), its sigmas and the sample after every `step`, as float32.
-The network is a fixed function of torch, rounded to float32, and recorded; the initial sample and
-the noise are drawn by NumPy from the number of the case. Of every class: its defaults. The same
-versions make the same bytes again.
+(the float32 of the module is replaced), its sigmas and the sample after every `step`. The network
+is a fixed function of torch, rounded to float32, and recorded; the initial sample and the noise are
+drawn by NumPy from the number of the case, as float32. `loss` is how far the same run in float32,
+handed the same outputs and noise, is from those samples: the largest error after any step, relative
+to the largest value. Of every class: its defaults. The same versions make the same bytes again.
 """
 
 import contextlib
@@ -31,8 +32,8 @@ HERE = Path(__file__).resolve().parent
 SHAPE = (2, 3, 1)
 MULTISTEP, SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
 UNIPC, HEUN, TCD = "UniPCMultistepScheduler", "HeunDiscreteScheduler", "TCDScheduler"
-FLOW_HEUN = "FlowMatchHeunDiscreteScheduler"
-COUNTS = {MULTISTEP: 44, SINGLESTEP: 18, UNIPC: 30, HEUN: 10, FLOW_HEUN: 3, TCD: 8}
+FLOW_HEUN, DDIM = "FlowMatchHeunDiscreteScheduler", "DDIMScheduler"
+COUNTS = {MULTISTEP: 44, SINGLESTEP: 18, UNIPC: 30, HEUN: 10, FLOW_HEUN: 3, TCD: 8, DDIM: 10}
 STEPS = [4, 5, 6, 7, 8, 10, 12, 14, 15, 16, 20, 25, 50]
 GRIDS = ["karras", "exponential", "beta"]
 MODULES: list[Any] = [
@@ -44,6 +45,7 @@ MODULES: list[Any] = [
         "heun_discrete",
         "flow_match_heun_discrete",
         "tcd",
+        "ddim",
     )
 ]
 SANA: dict[str, Any] = {
@@ -111,6 +113,9 @@ def random_config(name: str, steps: int, rng: np.random.Generator) -> dict[str, 
     config["prediction_type"] = str(rng.choice(["epsilon", "v_prediction", "sample"]))
     if name == TCD:
         return config
+    if name == DDIM:
+        spacing = str(rng.choice(["leading", "trailing"]))
+        return config | {"clip_sample": False, "timestep_spacing": spacing}
     if rng.random() < 0.15 and name != HEUN:
         config = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
     if name != SINGLESTEP:
@@ -167,28 +172,44 @@ def network(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     return out.float().double()
 
 
-def run(number: int, scheduler: Any, gamma: float) -> dict[str, np.ndarray]:
-    """What the network returned, and the sample after every step."""
-    rng = np.random.default_rng(number)
-    scheduler.set_begin_index(0)  # else it begins at the second of two equal timesteps
-    sample = torch.from_numpy(rng.standard_normal(SHAPE))
-    sample = sample * getattr(scheduler, "init_noise_sigma", 1)
-    noise = iter(rng.standard_normal((len(scheduler.timesteps), *SHAPE)))
+def run(
+    number: int, scheduler: Any, gamma: float, given: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """What the network returned, and the sample after every step; in float32 what it returned is
+    given."""
+    dtype = torch.float64 if given is None else torch.float32
+    initial, draws = drawn_for(number, len(scheduler.timesteps))
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # else it begins at the second of two equal timesteps
+    sample = torch.from_numpy(initial).to(dtype) * getattr(scheduler, "init_noise_sigma", 1)
+    noise = iter(draws)
     for module in MODULES:
-        module.randn_tensor = lambda *_, **__: torch.from_numpy(next(noise))
+        module.randn_tensor = lambda *_, **__: torch.from_numpy(next(noise)).to(dtype)
     outputs, samples = [], []
-    for timestep in scheduler.timesteps:
+    for i, timestep in enumerate(scheduler.timesteps):
         scaled = sample
         if hasattr(scheduler, "scale_model_input"):
             scaled = scheduler.scale_model_input(sample, timestep)
-        outputs.append(network(scaled, timestep))
-        options = {"eta": gamma} if isinstance(scheduler, diffusers.TCDScheduler) else {}
-        sample = scheduler.step(outputs[-1], timestep, sample, **options).prev_sample
-        assert sample.dtype == torch.float64
+        out = network(scaled, timestep) if given is None else torch.from_numpy(given[i])
+        outputs.append(out)
+        stochastic = isinstance(scheduler, diffusers.TCDScheduler | diffusers.DDIMScheduler)
+        options = {"eta": gamma} if stochastic else {}
+        sample = scheduler.step(out, timestep, sample, **options).prev_sample
+        assert sample.dtype == dtype
         samples.append(sample)
-    found = {"outputs": torch.stack(outputs).numpy(), "samples": torch.stack(samples).numpy()}
+    found = {
+        "outputs": torch.stack(outputs).numpy().astype(np.float32),
+        "samples": torch.stack(samples).numpy(),
+    }
     assert np.all(np.isfinite(found["samples"])), scheduler.config
-    return {key: value.astype(np.float32) for key, value in found.items()}
+    return found
+
+
+def drawn_for(number: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The initial sample of a case before its scale, and one array of noise a step: float32."""
+    rng = np.random.default_rng(number)
+    initial = rng.standard_normal(SHAPE).astype(np.float32)
+    return initial, rng.standard_normal((steps, *SHAPE)).astype(np.float32)
 
 
 def main() -> None:
@@ -199,8 +220,15 @@ def main() -> None:
     drawn = list(CHOSEN)
     for name, count in COUNTS.items():
         for _ in range(count):
-            steps = int(rng.choice(STEPS))
+            # Where N does not divide T, DDIM of diffusers lands beside its own next timestep.
+            steps = int(rng.choice(STEPS if name != DDIM else [4, 5, 8, 10, 20, 25, 50]))
             config = random_config(name, steps, rng)
+            drawn.append((name, config, {"num_inference_steps": steps}))
+    for i, steps in enumerate(STEPS):  # what float32 loses on a flow and in order 3 differs little
+        sana = {**SANA, "flow_shift": [1.0, 3.0, 5.0, 8.0][i % 4]}
+        third = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+        third |= {"solver_order": 3, "use_karras_sigmas": i % 2 == 1}
+        for name, config in ((UNIPC, sana), (MULTISTEP, sana), (MULTISTEP, third)):
             drawn.append((name, config, {"num_inference_steps": steps}))
     cases = []
     for number, (name, config, call) in enumerate(drawn):
@@ -212,11 +240,18 @@ def main() -> None:
             scheduler = getattr(diffusers, name)(**config)
             scheduler.set_timesteps(**given)
             found = run(number, scheduler, gamma)
+        rounded = run(number, plain, gamma, found["outputs"])["samples"]
+        error, size = (
+            np.max(np.abs(a), axis=(1, 2, 3))
+            for a in (rounded - found["samples"], found["samples"])
+        )
         arrays[f"{number}/timesteps"] = plain.timesteps.numpy().astype(np.float32)
-        if name != TCD:
+        if name not in (TCD, DDIM):
             arrays[f"{number}/sigmas"] = scheduler.sigmas.numpy()
         arrays |= {f"{number}/{key}": value for key, value in found.items()}
-        cases.append({"class": name, "config": config, "call": call, "gamma": gamma})
+        loss = float(f"{np.max(error / size):.3g}")
+        about_it = {"class": name, "config": config, "call": call, "gamma": gamma}
+        cases.append({**about_it, "loss": loss})
     made_by = {"python": platform.python_version()}
     made_by |= {package: version(package) for package in ("diffusers", "torch", "numpy", "scipy")}
     defaults = {
