@@ -33,8 +33,8 @@ def errors_at_the_last_level(sampler, noise, data, counts, **grid):
     for n in counts:
         levels = kd.levels(noise, n, **grid).end_at(n - 1)
         first, last = float(levels.sigmas[0]), float(levels.sigmas[-1])
-        ends = [(1 - s if noise is FLOW else 1.0, s) for s in (first, last)]
-        x = jnp.linspace(-2, 2, 9)[:, None] * (1 if noise is FLOW else first / 2)
+        ends = [(1.0 if noise is NOISE else 1 - s, s) for s in (first, last)]
+        x = jnp.linspace(-2, 2, 9)[:, None] * (first / 2 if noise is NOISE else 1)
         # One shape and the columns of all samplers and both kinds of levels: one executable.
         table = sampler(levels).pad(640, COLUMNS)
         got = kd.sample(mixtures.exact_denoise, data, table, x)
@@ -44,7 +44,8 @@ def errors_at_the_last_level(sampler, noise, data, counts, **grid):
 
 
 KARRAS, TO_0_02 = {"grid": "karras"}, {"grid": "karras", "sigma_min": 0.02}
-# From 1/N to the last level of a flow, 0.001, a step is long in log sigma: UniPC has 2.5 there.
+# From 1/N to the last level of a flow, 0.001, a step is long in log sigma: UniPC has 2.5 there, and
+# 2.7 with shift 3.
 LINEAR = {"grid": "karras", "rho": 1.0, "sigma_min": 0.02}
 FEW, MANY = [20, 40, 80], [40, 80, 160]
 FOUR, LATE = [20, 40, 80, 160], [160, 320]
@@ -82,6 +83,8 @@ def dpmpp_2s(levels):
         (dpmpp_3m_of_order_3, NOISE, KARRAS, "gaussian", FOUR, 2.8, 3.3, 1e-4),
         (kd.unipc, NOISE, KARRAS, "gaussian", FOUR, 2.8, 3.2, 1e-4),
         (kd.unipc, FLOW, LINEAR, "gaussian", LATE, 2.8, 3.2, 1e-4),
+        (kd.unipc, FLOW, {}, "gaussian", LATE, 2.45, 2.6, 1e-4),
+        (kd.unipc, SD3, {}, "gaussian", LATE, 2.6, 2.8, 1e-3),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
