@@ -58,11 +58,12 @@ class Case:
     gradient: bool = False
     known: tuple[str, ...] = ()
     conditional: bool = False
+    params: Any = 0.3
 
     def run(self, schedule: kd.Schedule, x: jax.Array, keys: Any, cond: Any) -> tuple[Any, ...]:
         def sample(x: jax.Array) -> Any:
-            gain, options = jnp.float32(0.3), dict(self.options)
-            return kd.sample(self.denoise, gain, schedule, x, keys, cond, **options)
+            params, options = jax.tree.map(jnp.float32, self.params), dict(self.options)
+            return kd.sample(self.denoise, params, schedule, x, keys, cond, **options)
 
         if self.gradient:
             return (jax.grad(lambda x: jnp.sum(sample(x) ** 2))(x),)
@@ -107,7 +108,16 @@ def all_cases() -> dict[str, Case]:
     brownian = (("noise_fn", kd.brownian_noise(depth=3)),)
     cases["brownian"] = Case(of("ancestral"), options=brownian)
     cases["brownian, stacked"] = Case(stacked("ancestral"), options=brownian)
+    clipped = (("noise_fn", kd.clipped_noise(1.0)),)
+    cases["clipped noise"] = Case(of("ancestral"), options=clipped)
+    auto = kd.autoguided(plain, 2.0)
+    cases["autoguided"] = Case(of("ancestral"), auto, params=(0.3, 0.2))
     cases["cfg_plus_plus"] = Case(of("euler_ancestral"), kd.cfg_plus_plus(plain, 0.6, none))
+    # All of them in one program, for the runs that are chosen.
+    every = kd.cfg_plus_plus(kd.projected(auto, 2.0, none, norm_threshold=1.0), 0.6, none)
+    cases["three guiders, clipped noise"] = Case(
+        of("euler_ancestral"), every, clipped, params=(0.3, 0.2)
+    )
     # Of a stack that is padded, in a program of the caller, the lengths are compared once.
     mixed = stacked("euler", "ancestral")
     cases["mixed stack"] = Case(mixed, known=("all-reduce",))

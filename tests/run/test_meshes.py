@@ -23,6 +23,8 @@ CHOSEN = [
     ("guided, two calls, interval", "automatic", "one key"),
     ("dpm2_churn, gradient", "automatic", "sharded keys"),
     ("progress", "automatic", "copied keys"),
+    ("three guiders, clipped noise", "automatic", "sharded keys"),
+    ("three guiders, clipped noise", "explicit", "sharded keys"),
     ("clipped", "explicit", "one key"),
     ("guided", "explicit", "sharded keys"),
     ("euler_ancestral, saved", "explicit", "copied keys"),
