@@ -1,4 +1,4 @@
-"""What docs/differences.md says of ComfyUI in numbers: computed as its code computes it."""
+"""What docs/differences.md says in numbers: computed as the code of the others computes it."""
 
 import math
 from fractions import Fraction
@@ -32,6 +32,27 @@ def test_zero_terminal_snr_begins_at_4518_8_there_and_at_4096_here() -> None:
     assert f"sigma {math.sqrt((1 - theirs) / theirs):.1f} |" in PAGE
     ours = kd.levels(kd.noise_schedule(rescale_zero_terminal_snr=True), 4).sigmas[0]
     assert f"| {ours:.0f}, as diffusers' Euler" in PAGE
+
+
+def test_ddim_with_zero_terminal_snr_begins_at_4096_here_and_without_any_signal_there() -> None:
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    sampler = kd_diffusers.from_config(
+        {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", **betas},
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        clip_sample=False,
+    )
+    schedule = sampler.schedule(10)
+    assert schedule.sigmas[0] == np.float32(math.sqrt(2.0**24 - 1))
+    x, v = np.random.default_rng(0).standard_normal((2, 4, 50)).astype(np.float32)
+    state, row = kd.init(schedule, x * schedule.init_noise_sigma), schedule[0]
+    denoise = sampler.denoiser(lambda params, x, timestep: params)
+    ours = kd.step(state, row, denoise(v, state.sample, row)).sample
+    # alphas_cumprod[999] = 0 there: x0 = -v and eps = x, whatever the step.
+    sigma = float(schedule.sigmas[1])
+    theirs = (sigma * x - v) / math.hypot(1, sigma)
+    apart = np.linalg.norm(ours / math.hypot(1, sigma) - theirs) / np.linalg.norm(theirs)
+    assert f"after the first step {apart:.0e} of the sample apart" in PAGE
 
 
 def test_a_run_of_one_step_starts_at_the_highest_level() -> None:
