@@ -93,6 +93,9 @@ def dpmpp_3m(
     As it is published and used it is of second order: its parabola wants twice phi_3. With
     `published=False` it has that and is of third order, which pays from about 40 steps on.
 
+    With an eta and less than about 20 steps on a Karras grid the last long steps leave grain: take
+    `dpmpp_2m` there, or `grid="exponential"`.
+
     Args:
       levels: the run, from `kd.levels`; without an eta reversed, too.
       eta: scalar or [N], how much of each step is noise. None, the default: the table has no noise
