@@ -122,7 +122,8 @@ def _case(place: Place, name: str, **options: Any) -> Case:
     key = place.copy(jax.random.key(0)) if options.pop("one_key", False) else key
     cond = place.batch((BATCH,)) if options.pop("cond", False) else None
     table = place.share(schedule) if stacked else place.copy(schedule)
-    x, params = place.batch((BATCH, *SHAPE)), place.copy(jnp.float32(0.1))
+    x, params = place.batch((BATCH, *SHAPE)), options.pop("params", 0.1)
+    params = place.copy(jax.tree.map(jnp.float32, params))
     own = {"scratch": SCRATCH.get(name), "draws": draws and not stacked, "always": stacked} | own
     run = functools.partial(kd.sample, **options)
     return Case(run, (denoise, params, table, x, key, cond), (BATCH, *SHAPE), **own)
@@ -185,6 +186,17 @@ def modes(place: Place) -> dict[str, Case]:
         "guided, interval, stack": case(
             "stack", schedule=stack, denoise=guided(batched=False, interval=(0.5, 5.0)), cond=True,
             scratch=8.1,
+        ),
+        "cfg_plus_plus": case(
+            "euler eta", denoise=kd.cfg_plus_plus(plain, 0.6, jnp.float32(0)), cond=True,
+            scratch=8.1,
+        ),
+        "projected": case(
+            "dpm2", denoise=kd.projected(plain, 2.0, jnp.float32(0), norm_threshold=1.0), cond=True,
+            scratch=8.1,
+        ),
+        "autoguided": case(
+            "dpm2", denoise=kd.autoguided(plain, 2.0), params=(0.1, 0.05), scratch=8.1
         ),
         # The anchor, and the magnitudes that are counted.
         "thresholded": case("dpm2", denoise=kd.thresholded(plain), scratch=2.05),
