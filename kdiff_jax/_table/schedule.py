@@ -345,6 +345,6 @@ def padded(schedule: Schedule, num_rows: int, num_sigmas: int) -> Schedule:
 
     length = xp.asarray(count, np.int32) if table.length is None else table.length
     rows = jax.tree.map(pad, replace(table.rows, idle=None))
-    rows = replace(rows, idle=xp.arange(num_rows) >= length)
+    rows = replace(rows, idle=xp.arange(num_rows, dtype=np.int32) >= length)
     sigmas = xp.pad(table.sigmas, (0, num_sigmas - table.sigmas.shape[0]))
     return replace(table, rows=rows, sigmas=sigmas, length=length)

@@ -264,6 +264,17 @@ def test_a_table_built_from_traced_values_is_padded_too():
         assert relative_error(same, whole) < 1e-6
 
 
+def test_under_x64_too_and_in_a_stack_of_tables_of_other_lengths():
+    @jax.jit
+    def lengths(sigma_max):
+        levels = kd.levels(NOISE, 3, grid="karras", sigma_max=sigma_max)
+        return kd.stack([kd.euler(levels), kd.dpm2(levels)]).rows.idle
+
+    with sp.x64():
+        idle = lengths(jnp.float64(9))
+    assert idle.sum(axis=1).tolist() == [2, 0]
+
+
 # --- refusals --------------------------------------------------------------------------------
 
 
