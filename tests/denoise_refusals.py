@@ -31,6 +31,15 @@ class Module:
         return x
 
 
+class Tensor:
+    """An array of another library, which JAX does not take, with a dtype of its own."""
+
+    dtype = "float32"
+
+    def __jax_array__(self) -> jax.Array:
+        return X
+
+
 @dataclasses.dataclass
 class Output:
     sample: jax.Array
@@ -98,6 +107,11 @@ CONDITIONS: list[Refusal] = [
     (lambda: DENOISE(None, X, ROW, "a cat"), "cond = 'a cat' is neither an array.*text encoder"),
     (lambda: sample({"act": jnp.tanh}), r"params\['act'\] = .* is neither an.*eqx.partition"),
     (lambda: DENOISE({"act": jnp.tanh}, X, ROW), r"params\['act'\] = .* is neither an.*eqx.par"),
+    (
+        lambda: sample({"w": Tensor()}),
+        r"params\['w'\] = .* is neither.*extract_jax.*variable.value",
+    ),
+    (lambda: sample(cond=Tensor()), r"cond = .*Tensor.* is neither.*asarray\(tensor.numpy"),
     (lambda: sample({"w": HUGE}), r"params\['w'\] = 1000.* is neither"),
 ]
 
@@ -130,6 +144,14 @@ NETWORKS: list[Refusal] = [
             Module(jnp.ones(())), denoise=kd.denoiser(lambda module, x, timestep: module(x))
         ),
         r"wrote into its params at \['.count'\].*\.eval\(\)",
+    ),
+    (
+        lambda: sample(denoise=kd.denoiser(lambda x, timestep: x)),
+        r"takes \(x, timestep\), and is called as model_fn\(params, x, timestep\).*networks.md",
+    ),
+    (
+        lambda: kd.denoiser(lambda params, x, timestep, cond: x)(None, X, ROW),
+        r"takes \(params, x, timestep, cond\), and is called as .*timestep\), with cond where",
     ),
     (lambda: kd.denoiser(types.SimpleNamespace()), "model_fn = namespace.* is not callable"),  # type: ignore[arg-type]
     (lambda: kd.denoiser(Unhashable()), "has no hash.*pass a function"),

@@ -14,9 +14,11 @@ from kdiff_jax._denoise.prediction import layers_of
 
 _ADVICE = {
     "params": "an Equinox module is split by arrays, rest = eqx.partition(module, eqx.is_array) "
-    "and joined in model_fn by eqx.combine(params, rest); what else is no array belongs into "
-    "model_fn",
-    "cond": "prompts go in as what the text encoder makes of them, tokens or embeddings",
+    "and joined in model_fn by eqx.combine(params, rest); weights of PyTorch come from "
+    "torchax.extract_jax(module), those of Keras are variable.value; what else is no array belongs "
+    "into model_fn",
+    "cond": "prompts go in as what the text encoder makes of them, tokens or embeddings, and "
+    "tensors as jnp.asarray(tensor.numpy())",
 }
 _ADVICE["uncond"] = _ADVICE["cond"]
 # Deeper than any network's params; JAX breaks down at about a thousand.
@@ -76,8 +78,10 @@ def _is_numeric(leaf: Any) -> bool:
         return True
     if isinstance(leaf, np.ma.MaskedArray):
         return False
-    kind = getattr(getattr(leaf, "dtype", "none"), "kind", "V")
-    return hasattr(leaf, "__jax_array__") or (hasattr(leaf, "dtype") and kind in "biufcV")
+    if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):  # keys too
+        return True
+    dtype = getattr(leaf, "dtype", None)  # tensors and variables of other libraries have their own
+    return isinstance(dtype, np.dtype) and dtype.kind in "biufcV"
 
 
 def check_conditions(cond: Any, uncond: Any, batch: int | None) -> None:

@@ -40,7 +40,12 @@ def _captured_by(model_fn: Callable[..., Any]) -> Iterator[tuple[str, int]]:
     functions: list[Any] = [model_fn]
     # The functions that model_fn names, and those that these name: wrappers of wrappers.
     for _ in range(3):
-        named = {id(value): (name, value) for f in functions for name, value in _named_by(f)}
+        named = {
+            id(value): (name, value)
+            for f in functions
+            for name, value in _named_by(f)
+            if not _is_stateless(f, value)
+        }
         functions = []
         for name, value in named.values():
             if isinstance(value, _FUNCTIONS) or hasattr(value, "__wrapped__"):
@@ -50,6 +55,12 @@ def _captured_by(model_fn: Callable[..., Any]) -> Iterator[tuple[str, int]]:
 
 
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
+
+
+def _is_stateless(function: Any, value: Any) -> bool:
+    """Whether a function hands a network of Keras the variables to use in place of its own."""
+    names = getattr(getattr(function, "__code__", None), "co_names", ())
+    return "stateless_call" in names and hasattr(value, "stateless_call")
 
 
 def _named_by(function: Any) -> Iterator[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -96,10 +97,30 @@ def call_network(
     # A module of flax NNX writes into itself, and refuses to in a scan that it came into from
     # outside; a copy of the pytree is made in there, of the same arrays.
     own = jax.tree.map(lambda leaf: leaf, params)
-    out = model_fn(own, inputs, timestep, *extra)
+    try:
+        out = model_fn(own, inputs, timestep, *extra)
+    except TypeError as error:
+        _check_signature(model_fn, 3 + len(extra), error)
+        raise
     _check_unwritten(params, own)
     _check_output(out, xs.shape)
     return jnp.asarray(out).astype(xs.dtype)
+
+
+def _check_signature(model_fn: ModelFn, count: int, error: TypeError) -> None:
+    """Says what model_fn takes, where an error came because it was called with something else."""
+    try:
+        signature = inspect.signature(model_fn)
+        signature.bind(*range(count))
+    except ValueError:  # some functions of C have none
+        return
+    except TypeError:
+        given = ", ".join(["params", "x", "timestep", "cond"][:count])
+        raise ValueError(
+            f"model_fn takes {signature}, and is called as model_fn({given}), with cond where "
+            "kd.sample is given one; pass a function of these that calls the network: "
+            "docs/networks.md has one for each library."
+        ) from error
 
 
 def _check_unwritten(params: Any, own: Any) -> None:
@@ -221,7 +242,7 @@ def denoiser(
         dtype that is no floating one. When it is called: a row that is no Row, a sample that is no
         array of floats, a leaf of params or cond that is neither an array nor a number; a network
         that returns something else than an array of floats of the sample's shape, or writes into
-        its params: a module of flax NNX in train mode.
+        its params: a module of flax NNX in train mode; a model_fn that takes other arguments.
       UserWarning: model_fn captures arrays, or objects that hold them, of more than 1 MB.
 
     Example:

@@ -26,6 +26,12 @@ class Network:
 
     apply = __call__
 
+    def stateless_call(self, trainable, non_trainable, *inputs):  # of Keras
+        return inputs[0], non_trainable
+
+
+NETWORK = Network()
+
 
 def of_global(params, x, timestep):
     return x * WEIGHTS[0]
@@ -50,6 +56,14 @@ def of_argument(params, x, timestep):
     return x * params.params * SMALL[0]
 
 
+def of_keras(params, x, timestep):
+    return NETWORK.stateless_call(params, [], x)[0]
+
+
+def of_keras_itself(params, x, timestep):
+    return NETWORK(params, x, timestep)
+
+
 def enclosed():
     weights, network = WEIGHTS, Network()
     return lambda params, x, timestep: network.apply(params, x * weights[0], timestep)
@@ -65,6 +79,7 @@ CAPTURES = {
     "dense": Network(),
     "WEIGHTS ": jax.jit(of_global),
     " WEIGHTS": calls_another,
+    "NETWORK": of_keras_itself,
 }
 
 
@@ -85,6 +100,7 @@ def test_weights_that_are_arguments_and_small_arrays_are_no_reason_to_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kd.denoiser(of_argument)
+        kd.denoiser(of_keras)
         kd.denoiser(functools.partial(of_argument, timestep=None))
         kd.denoiser(functools.partial(lambda w, p, x, t: x, WEIGHTS[: 2**18]))  # 1 MB
         jax.make_jaxpr(made_where_it_is_called)(jnp.asarray(WEIGHTS))

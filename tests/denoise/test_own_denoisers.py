@@ -69,3 +69,11 @@ def test_a_value_one_a_sample_is_welcome_inside_two_calls():
         alone = kd.guided(kd.clipped(mixing, clip[b]), scales[b], uncond[b])
         one = alone(MIXING, x[b : b + 1], schedule[1], cond[b : b + 1])
         assert relative_error(prediction.denoised[b : b + 1], one.denoised) < 1e-6
+
+
+def test_an_error_inside_of_the_network_stays_its_own():
+    def network(params, x, timestep):
+        return len(3)  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError, match="has no len"):
+        kd.denoiser(network)(None, jnp.ones((2, 3)), kd.dpm2(kd.levels(kd.noise_schedule(), 3))[0])
