@@ -109,18 +109,22 @@ def call_network(
 
 def _check_signature(model_fn: ModelFn, count: int, error: TypeError) -> None:
     """Says what model_fn takes, where an error came because it was called with something else."""
+    given = ", ".join(["params", "x", "timestep", "cond"][:count])
     try:
         signature = inspect.signature(model_fn)
         signature.bind(*range(count))
     except ValueError:  # some functions of C have none
         return
     except TypeError:
-        given = ", ".join(["params", "x", "timestep", "cond"][:count])
         raise ValueError(
             f"model_fn takes {signature}, and is called as model_fn({given}), with cond where "
             "kd.sample is given one; pass a function of these that calls the network: "
             "docs/networks.md has one for each library."
         ) from error
+    error.add_note(
+        f"model_fn({given}) is called with arrays of JAX: docs/networks.md has the lines by which "
+        "a network of another library takes them."
+    )
 
 
 def _check_unwritten(params: Any, own: Any) -> None:

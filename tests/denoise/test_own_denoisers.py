@@ -75,5 +75,6 @@ def test_an_error_inside_of_the_network_stays_its_own():
     def network(params, x, timestep):
         return len(3)  # type: ignore[arg-type]
 
-    with pytest.raises(TypeError, match="has no len"):
+    with pytest.raises(TypeError, match="has no len") as refused:
         kd.denoiser(network)(None, jnp.ones((2, 3)), kd.dpm2(kd.levels(kd.noise_schedule(), 3))[0])
+    assert "arrays of JAX: docs/networks.md" in refused.value.__notes__[0]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pages import examples_of, skip_without_its_libraries
 from programs import compilations, sub_jaxprs
+from samplers import relative_error
 
 pytest.importorskip("flax", reason="most recipes on the page are of its networks")
 
@@ -135,7 +136,7 @@ def test_recipe(network, end, caplog):
         again = compilations(caplog, lambda: results.extend(kd.sample(*call) for call in calls))
         assert again == []
         assert not np.allclose(results[0], results[1], atol=1e-3)
-        np.testing.assert_allclose(n.x0, by_hand(n, network), rtol=2e-4, atol=2e-4)
+        assert relative_error(n.x0, by_hand(n, network)) < 5e-6
         assert held_by(n.denoise, n, n.params) == []
         # The same network with its weights captured is found out.
         inner = getattr(n.denoise, "denoise", n.denoise)
