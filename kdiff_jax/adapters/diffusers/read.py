@@ -78,7 +78,7 @@ def from_config(
     Source: `SchedulerMixin.from_pretrained` and `ConfigMixin.from_config` of diffusers.
     """
     if not isinstance(config, Mapping):
-        config = _read_file(config)
+        config = read_file(config)
     overrides = canonical(overrides)
     config = {**canonical(config), **overrides}
     flow, name = _is_flow(config), _sampler_name(config, sampler)
@@ -102,7 +102,7 @@ def from_config(
     return result
 
 
-def _read_file(path: str | os.PathLike[str]) -> Config:
+def read_file(path: str | os.PathLike[str]) -> Config:
     """A config from a JSON file, a folder of it, or a checkpoint folder."""
     try:
         root = Path(path)
