@@ -1,0 +1,75 @@
+"""The Flax schedulers of maxdiffusion and diffusers (up to 0.39), on the tables of this library.
+
+Their pipelines call `create_state`, `set_timesteps`, `scale_model_input` and `step` of an object
+that holds a config, and carry a state from call to call. The classes here do the same, and need
+neither flax nor one of those libraries.
+"""
+
+from types import ModuleType
+
+from kdiff_jax.adapters.flax.scheduler import FlaxScheduler
+
+
+class FlaxKDPM2DiscreteScheduler(FlaxScheduler):
+    """DPM2."""
+
+
+class FlaxKDPM2AncestralDiscreteScheduler(FlaxScheduler):
+    """Ancestral DPM2."""
+
+
+class FlaxLCMScheduler(FlaxScheduler):
+    """LCM, for latent consistency models."""
+
+
+class FlaxTCDScheduler(FlaxScheduler):
+    """TCD, for trajectory consistency models."""
+
+
+class FlaxEulerDiscreteScheduler(FlaxScheduler):
+    """Euler."""
+
+
+class FlaxEulerAncestralDiscreteScheduler(FlaxScheduler):
+    """Ancestral Euler."""
+
+
+class FlaxHeunDiscreteScheduler(FlaxScheduler):
+    """Heun."""
+
+
+class FlaxDDIMScheduler(FlaxScheduler):
+    """DDIM, eta = 0."""
+
+
+class FlaxDPMSolverMultistepScheduler(FlaxScheduler):
+    """DPM++ 2M; 3M with solver_order=3, SDE with algorithm_type="sde-dpmsolver++"."""
+
+
+class FlaxDPMSolverSinglestepScheduler(FlaxScheduler):
+    """DPM++ 2S."""
+
+
+class FlaxUniPCMultistepScheduler(FlaxScheduler):
+    """UniPC."""
+
+
+class FlaxFlowMatchEulerDiscreteScheduler(FlaxScheduler):
+    """Euler on a rectified flow."""
+
+
+class FlaxFlowMatchHeunDiscreteScheduler(FlaxScheduler):
+    """Heun on a rectified flow."""
+
+
+class FlaxFlowMatchLCMScheduler(FlaxScheduler):
+    """LCM on a rectified flow."""
+
+
+def register(module: ModuleType) -> None:
+    """Puts these classes into maxdiffusion or diffusers, where configs name them."""
+    mixin = getattr(module, "FlaxSchedulerMixin", object)
+    for scheduler in FlaxScheduler.__subclasses__():
+        if scheduler.__module__ == __name__:
+            place = {"__module__": f"{module.__name__}.schedulers.kdiff_jax"}
+            setattr(module, scheduler.__name__, type(scheduler.__name__, (scheduler, mixin), place))

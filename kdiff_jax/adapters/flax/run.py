@@ -1,0 +1,150 @@
+"""What a Flax scheduler hands from call to call, and the arithmetic of a call.
+
+Pipelines carry a sample of unit variance at every level, and a table is in units of its own:
+`x = scale[i] * sample` before row i, `sample = x_next / scale[i + 1]` after it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import namedtuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import kdiff_jax as kd
+
+# The noise levels of training, [T] each, for those who read them.
+SchedulerCommon = namedtuple("SchedulerCommon", ("alphas", "betas", "alphas_cumprod"))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SchedulerState:
+    """What a scheduler hands from one call to the next, an immutable pytree.
+
+    Attributes:
+      common: the noise levels of training; None on a flow.
+      init_noise_sigma: 1, what a pipeline multiplies its first noise by.
+      timesteps: [n] int32, one a call; before `set_timesteps` [T], all of training.
+      step_index: int32, the row of the next call; -1 before the first one, which is found by its
+        timestep.
+      key: None, or the key given to `create_state`.
+      last_sample: None, or [B, ...] the sample of the last call.
+      history: None, or what the step before left, in the units of the table.
+      key_words: None, or [B, 2] uint32, the keys of the samples.
+      schedule: None, or the table of the run.
+      num_inference_steps: None, or n; static.
+    """
+
+    common: Any
+    init_noise_sigma: jax.Array
+    timesteps: jax.Array
+    step_index: jax.Array
+    key: jax.Array | None = None
+    last_sample: jax.Array | None = None
+    history: kd.State | None = None
+    key_words: jax.Array | None = None
+    schedule: kd.Schedule | None = None
+    num_inference_steps: int | None = field(default=None, metadata={"static": True})
+
+    def replace(self, **changes: Any) -> SchedulerState:
+        """The state with these fields in place of its own."""
+        return replace(self, **changes)
+
+    def sized(self, shape: tuple[int, ...]) -> SchedulerState:
+        """The state as a loop carries it: with all arrays of a sample's shape."""
+        assert self.schedule is not None
+        blank, words = jnp.zeros(shape, jnp.float32), jnp.zeros((shape[0], 2), jnp.uint32)
+        history = kd.init(self.schedule, blank)
+        return self.replace(last_sample=blank, history=history, key_words=words)
+
+
+class SchedulerOutput(NamedTuple):
+    """What `step` returns, a tuple: the sample for the next call, and the state for it."""
+
+    prev_sample: jax.Array
+    state: SchedulerState
+
+    def to_tuple(self) -> tuple[jax.Array, SchedulerState]:
+        """`(prev_sample, state)`."""
+        return self.prev_sample, self.state
+
+
+def scales(schedule: kd.Schedule) -> jax.Array:
+    """[R + 1] what makes of a sample of unit variance one of the table, before each row and after.
+
+    The first is what pure noise is multiplied by.
+    """
+    scale = jnp.ones(len(schedule) + 1, schedule.sigmas.dtype)
+    if schedule.rows.input_scale is not None:
+        scale = scale.at[:-1].set(1 / schedule.rows.input_scale)
+        scale = scale.at[-1].set(jnp.hypot(scale[-1], schedule.sigmas[-1]))
+    return scale.at[0].set(schedule.init_noise_sigma)
+
+
+def row_number(state: SchedulerState, timestep: Any) -> jax.Array:
+    """The row of a call: the first one's by its timestep, from then on by counting.
+
+    Of rows with that timestep one that begins a step, and of these the last, so that no call is
+    missing at the end; but the first row where a whole run begins.
+    """
+    assert state.schedule is not None
+    begins = jnp.diff(state.schedule.rows.step, prepend=-1) != 0
+    t = jnp.ravel(jnp.asarray(timestep))[:1].astype(jnp.float32)
+    distance = jnp.abs(state.timesteps[: len(begins)].astype(jnp.float32) - t)
+    last = len(begins) - 1 - jnp.argmin((distance - begins / 2)[::-1]).astype(jnp.int32)
+    by_value = jnp.where(distance[0] == 0, 0, last)
+    return jnp.where(state.step_index < 0, by_value, state.step_index)
+
+
+def sign_words(sample: jax.Array) -> jax.Array:
+    """[B, 2] uint32, the signs of the first 64 numbers of each sample, as its key."""
+    first = sample.reshape(len(sample), -1)[:, :64] < 0
+    bits = jnp.pad(first, ((0, 0), (0, 64 - first.shape[1]))).astype(jnp.uint32)
+    places = jnp.arange(32, dtype=jnp.uint32)[None, None]
+    return jnp.sum(bits.reshape(-1, 2, 32) << places, -1, dtype=jnp.uint32)
+
+
+def begun(schedule: kd.Schedule, i: jax.Array, x: jax.Array, prediction: kd.Prediction) -> kd.State:
+    """The state of a run that begins at row i, whose step there is of first order.
+
+    The estimates of earlier rows are those of this one. On a row that lands, the anchor is the
+    sample at the start of the step that this prediction comes from in a straight line, so that
+    the row makes an Euler step from where it is.
+    """
+    row, start = schedule[i], schedule[jnp.maximum(i - 1, 0)]
+    alpha, sigma = jnp.asarray(start.alpha, x.dtype), start.sigma.astype(x.dtype)
+    anchor = alpha * prediction.denoised + sigma * prediction.epsilon
+    lands = (row.step == start.step) & (i > 0)
+    fresh = {f"denoised_{k}": prediction.denoised for k in (1, 2)}
+    fresh["anchor"], state = jnp.where(lands, anchor, x), kd.init(schedule, x)
+    return replace(state, **{k: v for k, v in fresh.items() if getattr(state, k) is not None})
+
+
+@jax.jit
+def advanced(denoise: Any, state: SchedulerState, call: Any, keys: Any) -> SchedulerOutput:
+    """The next sample and state; a call is an output of the network, its timestep and sample."""
+    (model_output, timestep, sample), schedule = call, state.schedule
+    assert schedule is not None
+    assert state.history is not None
+    i, last = row_number(state, timestep), len(schedule) - 1
+    at, scale = jnp.minimum(i, last), scales(schedule).astype(jnp.float32)
+    row, x = schedule[at], scale[at] * sample.astype(jnp.float32)
+    prediction = denoise(model_output, x, row)
+    here = begun(schedule, at, x, prediction), sign_words(sample)
+    kept = replace(state.history, sample=x), state.key_words
+    # In the first call, where a pipeline may have set the counter to 0 by itself.
+    choose = functools.partial(jnp.where, state.step_index <= 0)
+    history, words = jax.tree.map(choose, here, kept)
+    if keys is None:
+        # The default implementation may be one whose noise depends on the neighbours.
+        keys = jax.random.wrap_key_data(words, impl="threefry2x32")
+    history = kd.step(history, row, prediction, key=keys)
+    # Where two rows make a step, the last call may be one too many.
+    after = jnp.where(i > last, sample, (history.sample / scale[at + 1]).astype(sample.dtype))
+    changes = {"history": history, "key_words": words, "step_index": i + 1}
+    held = sample.astype(jnp.result_type(state.last_sample))
+    return SchedulerOutput(after, state.replace(last_sample=held, **changes))
