@@ -69,7 +69,6 @@ class FlaxFlowMatchLCMScheduler(FlaxScheduler):
 def register(module: ModuleType) -> None:
     """Puts these classes into maxdiffusion or diffusers, where configs name them."""
     mixin = getattr(module, "FlaxSchedulerMixin", object)
+    place = {"__module__": f"{module.__name__}.schedulers.kdiff_jax"}
     for scheduler in FlaxScheduler.__subclasses__():
-        if scheduler.__module__ == __name__:
-            place = {"__module__": f"{module.__name__}.schedulers.kdiff_jax"}
-            setattr(module, scheduler.__name__, type(scheduler.__name__, (scheduler, mixin), place))
+        setattr(module, scheduler.__name__, type(scheduler.__name__, (scheduler, mixin), place))

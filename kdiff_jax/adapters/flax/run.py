@@ -6,7 +6,6 @@ Pipelines carry a sample of unit variance at every level, and a table is in unit
 
 from __future__ import annotations
 
-import functools
 from collections import namedtuple
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -33,9 +32,9 @@ class SchedulerState:
         timestep.
       key: None, or the key given to `create_state`.
       last_sample: None, or [B, ...] the sample of the last call.
-      history: None, or what the step before left, in the units of the table.
+      history: None, or a kd.State, what the step before left, in the units of the table.
       key_words: None, or [B, 2] uint32, the keys of the samples.
-      schedule: None, or the table of the run.
+      schedule: None, or a kd.Schedule, the table of the run.
       num_inference_steps: None, or n; static.
     """
 
@@ -45,9 +44,9 @@ class SchedulerState:
     step_index: jax.Array
     key: jax.Array | None = None
     last_sample: jax.Array | None = None
-    history: kd.State | None = None
+    history: Any = None
     key_words: jax.Array | None = None
-    schedule: kd.Schedule | None = None
+    schedule: Any = None
     num_inference_steps: int | None = field(default=None, metadata={"static": True})
 
     def replace(self, **changes: Any) -> SchedulerState:
@@ -56,7 +55,6 @@ class SchedulerState:
 
     def sized(self, shape: tuple[int, ...]) -> SchedulerState:
         """The state as a loop carries it: with all arrays of a sample's shape."""
-        assert self.schedule is not None
         blank, words = jnp.zeros(shape, jnp.float32), jnp.zeros((shape[0], 2), jnp.uint32)
         history = kd.init(self.schedule, blank)
         return self.replace(last_sample=blank, history=history, key_words=words)
@@ -91,21 +89,18 @@ def row_number(state: SchedulerState, timestep: Any) -> jax.Array:
     Of rows with that timestep one that begins a step, and of these the last, so that no call is
     missing at the end; but the first row where a whole run begins.
     """
-    assert state.schedule is not None
     begins = jnp.diff(state.schedule.rows.step, prepend=-1) != 0
     t = jnp.ravel(jnp.asarray(timestep))[:1].astype(jnp.float32)
     distance = jnp.abs(state.timesteps[: len(begins)].astype(jnp.float32) - t)
     last = len(begins) - 1 - jnp.argmin((distance - begins / 2)[::-1]).astype(jnp.int32)
-    by_value = jnp.where(distance[0] == 0, 0, last)
-    return jnp.where(state.step_index < 0, by_value, state.step_index)
+    return jnp.where(state.step_index < 0, jnp.where(distance[0] == 0, 0, last), state.step_index)
 
 
 def sign_words(sample: jax.Array) -> jax.Array:
     """[B, 2] uint32, the signs of the first 64 numbers of each sample, as its key."""
     first = sample.reshape(len(sample), -1)[:, :64] < 0
-    bits = jnp.pad(first, ((0, 0), (0, 64 - first.shape[1]))).astype(jnp.uint32)
-    places = jnp.arange(32, dtype=jnp.uint32)[None, None]
-    return jnp.sum(bits.reshape(-1, 2, 32) << places, -1, dtype=jnp.uint32)
+    packed = jnp.packbits(jnp.pad(first, ((0, 0), (0, 64 - first.shape[1]))), axis=-1)
+    return jax.lax.bitcast_convert_type(packed.reshape(-1, 2, 4), jnp.uint32)
 
 
 def begun(schedule: kd.Schedule, i: jax.Array, x: jax.Array, prediction: kd.Prediction) -> kd.State:
@@ -128,8 +123,6 @@ def begun(schedule: kd.Schedule, i: jax.Array, x: jax.Array, prediction: kd.Pred
 def advanced(denoise: Any, state: SchedulerState, call: Any, keys: Any) -> SchedulerOutput:
     """The next sample and state; a call is an output of the network, its timestep and sample."""
     (model_output, timestep, sample), schedule = call, state.schedule
-    assert schedule is not None
-    assert state.history is not None
     i, last = row_number(state, timestep), len(schedule) - 1
     at, scale = jnp.minimum(i, last), scales(schedule).astype(jnp.float32)
     row, x = schedule[at], scale[at] * sample.astype(jnp.float32)
@@ -137,11 +130,10 @@ def advanced(denoise: Any, state: SchedulerState, call: Any, keys: Any) -> Sched
     here = begun(schedule, at, x, prediction), sign_words(sample)
     kept = replace(state.history, sample=x), state.key_words
     # In the first call, where a pipeline may have set the counter to 0 by itself.
-    choose = functools.partial(jnp.where, state.step_index <= 0)
-    history, words = jax.tree.map(choose, here, kept)
-    if keys is None:
-        # The default implementation may be one whose noise depends on the neighbours.
-        keys = jax.random.wrap_key_data(words, impl="threefry2x32")
+    first = state.step_index <= 0
+    history, words = jax.tree.map(lambda new, old: jnp.where(first, new, old), here, kept)
+    # The default implementation may be one whose noise depends on the neighbours.
+    keys = jax.random.wrap_key_data(words, impl="threefry2x32") if keys is None else keys
     history = kd.step(history, row, prediction, key=keys)
     # Where two rows make a step, the last call may be one too many.
     after = jnp.where(i > last, sample, (history.sample / scale[at + 1]).astype(sample.dtype))
