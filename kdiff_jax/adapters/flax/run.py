@@ -89,7 +89,7 @@ def row_number(state: SchedulerState, timestep: Any) -> jax.Array:
     Of rows with that timestep one that begins a step, and of these the last, so that no call is
     missing at the end; but the first row where a whole run begins.
     """
-    begins = jnp.diff(state.schedule.rows.step, prepend=-1) != 0
+    begins = (jnp.diff(state.schedule.rows.step, prepend=-1) != 0).astype(jnp.float32)
     t = jnp.ravel(jnp.asarray(timestep))[:1].astype(jnp.float32)
     distance = jnp.abs(state.timesteps[: len(begins)].astype(jnp.float32) - t)
     last = len(begins) - 1 - jnp.argmin((distance - begins / 2)[::-1]).astype(jnp.int32)

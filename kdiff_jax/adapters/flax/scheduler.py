@@ -115,7 +115,7 @@ class FlaxScheduler:
         sample: Array,
         key: Array | None = None,
         return_dict: bool = True,
-    ) -> run.SchedulerOutput:
+    ) -> Any:
         """One call of the network taken in: the sample for the next one, and the state."""
         if state.schedule is None:
             raise ValueError("the state has no timesteps; call set_timesteps(state, n) first.")
@@ -125,7 +125,8 @@ class FlaxScheduler:
         key = state.key if key is None else key
         keys = None if key is None else sample_keys(key, len(sample))
         call = check_batch("model_output", model_output), timestep, sample
-        return run.advanced(self._denoise, state, call, keys)
+        output = run.advanced(self._denoise, state, call, keys)
+        return output if return_dict else output.to_tuple()
 
     def add_noise(self, state: Any, original_samples: Array, noise: Array, timesteps: Any) -> Array:
         """Clean samples brought to training timesteps, with unit variance."""
