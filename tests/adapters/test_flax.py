@@ -100,10 +100,11 @@ def table(scheduler: kd_flax.FlaxScheduler, n: int) -> kd.Schedule:
     return rounded(scheduler.sampler.schedule((n + 1) // 2 if two else n))
 
 
-def truth(scheduler: Any, schedule: kd.Schedule, x: Any, keys: jax.Array) -> np.ndarray:
+def truth(scheduler: Any, schedule: kd.Schedule, x: Any, keys: Any) -> np.ndarray:
     """The run of a table, and its result with unit variance."""
     shape = np.shape(x)
-    noise = [kd.row_noise(keys, row, shape) for row in schedule]
+    draws = schedule.rows.noise_weight is not None
+    noise = [kd.row_noise(keys, row, shape) if draws else 0.0 for row in schedule]
     out = run_in_numpy(scheduler.sampler.denoiser(network), None, schedule, x, noise)
     end = float(schedule.sigmas[-1]) if schedule.rows.input_scale is not None else 0.0
     return out / np.hypot(1, end)
@@ -114,8 +115,8 @@ def truth(scheduler: Any, schedule: kd.Schedule, x: Any, keys: jax.Array) -> np.
 
 # A loop of each kind, an odd and an even number of calls; every class once.
 BY_HAND = ("dpm2", "dpm2 ancestral", "3m sde", "flow dpm2")
-ALSO = [("dpm2 ancestral", 6, compiled), ("2s", 6, by_hand)]
-RUNS = [(name, *((5, by_hand) if name in BY_HAND else (6, compiled))) for name in CASES] + ALSO
+RUNS = [(name, *((5, by_hand) if name in BY_HAND else (6, compiled))) for name in CASES]
+RUNS.append(("dpm2 ancestral", 6, compiled))
 
 
 @pytest.mark.parametrize(("name", "n", "run"), RUNS)
@@ -140,9 +141,8 @@ def test_the_run_of_the_table_is_that_of_kd_sample() -> None:
     assert relative_error(sample, x0) < 2e-6
 
 
-@pytest.mark.parametrize("name", ["dpm2", "unipc"])
-def test_the_scan_of_wan_carries_the_state_and_sets_the_counter_itself(name: str) -> None:
-    scheduler = scheduler_of(name)
+def test_the_scan_of_wan_carries_the_state_and_sets_the_counter_itself() -> None:
+    scheduler = scheduler_of("unipc")
 
     @jax.jit
     def run(sample: jax.Array) -> jax.Array:
@@ -158,8 +158,8 @@ def test_the_scan_of_wan_carries_the_state_and_sets_the_counter_itself(name: str
 
         return jax.lax.scan(body, (sample, state), jnp.array(state.timesteps))[0][0]
 
-    assert relative_error(run(LATENTS), compiled(scheduler, LATENTS, 6)) < 2e-6
-    assert run(LATENTS.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert relative_error(run(LATENTS), truth(scheduler, table(scheduler, 6), LATENTS, None)) < 2e-6
+    assert jax.eval_shape(run, LATENTS.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_timesteps_are_whole_numbers_one_a_call_and_the_noise_has_unit_variance() -> None:
@@ -185,9 +185,7 @@ def test_timesteps_are_whole_numbers_one_a_call_and_the_noise_has_unit_variance(
 @pytest.mark.parametrize(
     ("name", "sampler", "begin"),
     [
-        ("dpm2", kd.dpm2, 4),
         ("dpm2 ancestral", kd.dpm2_ancestral, 2),
-        ("heun", kd.heun, 4),
         ("2m", kd.dpmpp_2m, 3),
     ],
 )
@@ -226,9 +224,6 @@ def test_the_noise_of_a_sample_is_its_own_on_every_device() -> None:
     both = scheduler.step(state, out, 999, LATENTS).prev_sample
     assert np.array_equal(both, scheduler.step(state, out, 999, LATENTS).prev_sample)
     assert np.abs(np.asarray(both[0]) - np.asarray(both[1])).max() > 0.1
-    fresh = scheduler.set_timesteps(scheduler.create_state(), 4)
-    alone = [scheduler.step(fresh, out[i : i + 1], 999, LATENTS[i : i + 1]) for i in (0, 1)]
-    assert relative_error(jnp.concatenate([one.prev_sample for one in alone]), both) < 1e-6
 
     def on_a_device(sample: jax.Array) -> jax.Array:
         state = scheduler.set_timesteps(scheduler.create_state(), 4, sample.shape)
@@ -240,15 +235,14 @@ def test_the_noise_of_a_sample_is_its_own_on_every_device() -> None:
 
 def test_a_key_given_to_step_is_the_key_of_that_step() -> None:
     scheduler = scheduler_of("lcm")
-    state = scheduler.set_timesteps(scheduler.create_state(), 4)
-    key = jax.random.PRNGKey(1)
-    steps = [
-        scheduler.step(state, 0 * LATENTS, 999, LATENTS, key).prev_sample,
-        scheduler.step(state.replace(key=key), 0 * LATENTS, 999, LATENTS).prev_sample,
-        scheduler.step(state, 0 * LATENTS, 999, LATENTS, jax.random.PRNGKey(2)).prev_sample,
-    ]
-    assert np.array_equal(steps[0], steps[1])
-    assert np.abs(np.asarray(steps[0]) - np.asarray(steps[2])).max() > 0.1
+    state = scheduler.set_timesteps(scheduler.create_state(), 4, LATENTS.shape)
+    for seed in (1, 2):
+        key = jax.random.PRNGKey(seed)
+        x = scheduler.step(state, 0 * LATENTS, 999, LATENTS, key).prev_sample
+        row = table(scheduler, 4)[0]
+        clean = scheduler.step(state, 0 * LATENTS, 999, LATENTS).prev_sample
+        z, own = (kd.row_noise(k, row, x.shape) for k in (key, keys_of(LATENTS)))
+        assert relative_error(x - clean, row.noise_weight * (z - own)) < 1e-5
 
 
 # --- noise for training, configs, registering ------------------------------------------------
