@@ -67,7 +67,22 @@ class FlaxFlowMatchLCMScheduler(FlaxScheduler):
 
 
 def register(module: ModuleType) -> None:
-    """Puts these classes into maxdiffusion or diffusers, where configs name them."""
+    """Puts these classes into maxdiffusion or diffusers, where their configs look for them.
+
+    Classes of the same name are replaced; each becomes one of the library's FlaxSchedulerMixin too,
+    by which its pipelines know a scheduler.
+
+    Args:
+      module: `maxdiffusion` or `diffusers`.
+
+    Example:
+      >>> import types
+      >>> from kdiff_jax.adapters import flax as kd_flax
+      >>> maxdiffusion = types.ModuleType("maxdiffusion")  # or: import maxdiffusion
+      >>> kd_flax.register(maxdiffusion)
+      >>> maxdiffusion.FlaxKDPM2DiscreteScheduler(beta_schedule="scaled_linear").config.steps_offset
+      0
+    """
     mixin = getattr(module, "FlaxSchedulerMixin", object)
     place = {"__module__": f"{module.__name__}.schedulers.kdiff_jax"}
     for scheduler in FlaxScheduler.__subclasses__():
