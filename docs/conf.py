@@ -2,7 +2,9 @@
 
 import inspect
 import re
+import runpy
 import textwrap
+from pathlib import Path
 
 from docutils import nodes
 from sphinx import addnodes
@@ -14,7 +16,8 @@ author = "the authors of kdiff_jax"
 version = release = kdiff_jax.__version__
 repository = "https://github.com/kdiff-jax/kdiff_jax"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+nb_execution_mode = "off"  # pages_of_notebooks runs them
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"kdiff_jax {release}"
@@ -34,9 +37,18 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signature_as_written puts them in, one signature for all overloads
 
 
+def pages_of_notebooks(app):
+    """The notebooks, run anew, as pages; what one of them warns of is an error of the build."""
+    script = Path(app.srcdir).parent / "examples" / "notebooks" / "run.py"
+    runpy.run_path(str(script))["run_all"](out=Path(app.srcdir) / "notebooks")
+
+
 def links_to_files(app, docname, source):
     """Links to files outside of docs/, which serve readers of the repository, lead there."""
-    source[0] = re.sub(r"(?<!!)(\[[^]]*\])\(\.\./", rf"\1({repository}/blob/main/", source[0])
+    if docname.startswith("notebooks/"):  # they name pages by the repository, for Colab
+        source[0] = re.sub(rf"{repository}/blob/main/docs/(\w+\.md)", r"../\1", source[0])
+    else:
+        source[0] = re.sub(r"(?<!!)(\[[^]]*\])\(\.\./", rf"\1({repository}/blob/main/", source[0])
 
 
 class AsWritten(str):
@@ -96,6 +108,7 @@ def names_as_links(app, doctree):
 
 
 def setup(app):
+    app.connect("builder-inited", pages_of_notebooks)
     app.connect("source-read", links_to_files)
     app.connect("autodoc-process-signature", signature_as_written)
     app.connect("autodoc-process-docstring", sections_as_rst)
