@@ -78,7 +78,7 @@ def test_its_names_and_its_links_exist(path):
             names |= {(str(node.module), alias.name) for alias in node.names}
     text = "".join(line for cell in cells(path, "markdown") for line in cell["source"])
     names |= {("kdiff_jax", name) for name in re.findall(r"`kd\.(\w+)", text)}
-    assert len(names) > 5
+    assert len(names) > 3
     for module, name in sorted(names):
         if not hasattr(importlib.import_module(module), name):
             importlib.import_module(f"{module}.{name}")
@@ -89,6 +89,6 @@ def test_its_names_and_its_links_exist(path):
 
 
 def test_all_of_them_are_pages():
-    assert PATHS
+    assert len(PATHS) >= 2
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     assert re.search(r":glob:\n(?:.*\n)*?\nnotebooks/\*$", index, flags=re.MULTILINE)
