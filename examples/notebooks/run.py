@@ -43,7 +43,7 @@ def run(path: Path, out: Path) -> None:
     # Nothing of the machine, so that running it again changes what it shows and no more.
     book.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
+        "language_info": {"name": "python", "pygments_lexer": "ipython3"},  # which knows %pip
         "source": digest(book.cells),
     }
     nbformat.validate(book)
