@@ -46,9 +46,16 @@ def pages_of_notebooks(app):
 def links_to_files(app, docname, source):
     """Links to files outside of docs/, which serve readers of the repository, lead there."""
     if docname.startswith("notebooks/"):  # they name pages by the repository, for Colab
-        source[0] = re.sub(rf"{repository}/blob/main/docs/(\w+\.md)", r"../\1", source[0])
+        for folder, here in (("docs/", "../"), ("examples/notebooks/", "")):
+            source[0] = source[0].replace(f"{repository}/blob/main/{folder}", here)
     else:
         source[0] = re.sub(r"(?<!!)(\[[^]]*\])\(\.\./", rf"\1({repository}/blob/main/", source[0])
+
+
+def source_of_notebooks(app, pagename, templatename, context, doctree):
+    """The page's links to its source lead to the notebook, and not to the copy in docs/."""
+    if pagename.startswith("notebooks/"):
+        context["theme_source_directory"] = "examples/"
 
 
 class AsWritten(str):
@@ -110,6 +117,7 @@ def names_as_links(app, doctree):
 def setup(app):
     app.connect("builder-inited", pages_of_notebooks)
     app.connect("source-read", links_to_files)
+    app.connect("html-page-context", source_of_notebooks)
     app.connect("autodoc-process-signature", signature_as_written)
     app.connect("autodoc-process-docstring", sections_as_rst)
     app.connect("doctree-read", names_as_links)
