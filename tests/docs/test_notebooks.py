@@ -51,7 +51,7 @@ def test_it_shows_figures_and_neither_warnings_nor_errors(path):
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert not [out for out in outputs if out["output_type"] == "error"]
     assert not [out for out in outputs if out.get("name") == "stderr"]
-    assert path.stat().st_size <= 400_000
+    assert path.stat().st_size <= 300_000
 
 
 @each_book
