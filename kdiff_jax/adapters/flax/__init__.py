@@ -5,9 +5,29 @@ that holds a config, and carry a state from call to call. The classes here do th
 neither flax nor one of those libraries.
 """
 
+from __future__ import annotations
+
 from types import ModuleType
 
 from kdiff_jax.adapters.flax.scheduler import FlaxScheduler
+
+__all__ = [
+    "FlaxDDIMScheduler",
+    "FlaxDPMSolverMultistepScheduler",
+    "FlaxDPMSolverSinglestepScheduler",
+    "FlaxEulerAncestralDiscreteScheduler",
+    "FlaxEulerDiscreteScheduler",
+    "FlaxFlowMatchEulerDiscreteScheduler",
+    "FlaxFlowMatchHeunDiscreteScheduler",
+    "FlaxFlowMatchLCMScheduler",
+    "FlaxHeunDiscreteScheduler",
+    "FlaxKDPM2AncestralDiscreteScheduler",
+    "FlaxKDPM2DiscreteScheduler",
+    "FlaxLCMScheduler",
+    "FlaxTCDScheduler",
+    "FlaxUniPCMultistepScheduler",
+    "register",
+]
 
 
 class FlaxKDPM2DiscreteScheduler(FlaxScheduler):

@@ -1,5 +1,7 @@
 """A scheduler of the Flax contract: a config, and the methods that pipelines call."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any
