@@ -31,7 +31,7 @@ smartquotes = False  # a name in quotes is what is to be typed
 default_role = "code"  # docstrings write code in single backticks
 # Every name in a signature or as code leads to its entry; those of other libraries have none here.
 nitpicky = True
-nitpick_ignore_regex = [("py:class", r"(jax|np|os)\..*")]
+nitpick_ignore_regex = [("py:class", r"(jax|np|os)\..*|Axes|ModuleType|Path")]
 maximum_signature_line_length = 88
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signature_as_written puts them in, one signature for all overloads
