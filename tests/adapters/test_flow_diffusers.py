@@ -161,6 +161,13 @@ def test_three_classes_name_their_sampler() -> None:
         assert kd_diffusers.from_config({"_class_name": class_name}).name == name
         classes: Any = class_name
         assert kd_diffusers.from_config(SD3, classes).name == name
+        # `scheduler.config` of a scheduler that was constructed says no class.
+        unnamed = {key: value for key, value in SD3.items() if key != "_class_name"}
+        named = kd_diffusers.from_config({**SD3, "_class_name": class_name})
+        assert kd_diffusers.from_config(unnamed, classes) == named
+    assert (
+        kd_diffusers.from_config(unnamed, CLASSES["euler"], stochastic_sampling=True).name == "lcm"
+    )
 
 
 REFUSED: list[tuple[dict, str]] = [

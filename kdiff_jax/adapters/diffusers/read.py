@@ -81,6 +81,9 @@ def from_config(
         config = read_file(config)
     overrides = canonical(overrides)
     config = {**canonical(config), **overrides}
+    if config.get("_class_name") is None and isinstance(sampler, str) and sampler in FLOW_CLASSES:
+        # `scheduler.config` names the class only where the scheduler was read from a checkpoint.
+        config["_class_name"], sampler = sampler, None
     flow, name = _is_flow(config), _sampler_name(config, sampler)
     method = METHODS[name]
     ours = {} if flow else method.ours
