@@ -106,6 +106,19 @@ def test_ddim_that_ends_at_timestep_0_has_no_step_from_there_to_there() -> None:
         kd_diffusers.from_config(config, timestep_spacing="linspace").levels(1500)
 
 
+def test_ddim_with_zero_terminal_snr_begins_where_alpha_is_0() -> None:
+    config = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    config |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "clip_sample": False}
+    sampler = kd_diffusers.from_config(config)
+    schedule, sigma = sampler.schedule(5), np.float32(sampler.levels(5).sigmas[1])
+    x, v = np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)
+    state = kd.init(schedule, schedule.init_noise_sigma * x)
+    prediction = sampler.denoiser(network)(v, state.sample, schedule[0])
+    # x0 is -v and epsilon the sample, of unit variance there; after the step it is over alpha.
+    state = kd.step(state, schedule[0], prediction)
+    assert relative_error(state.sample, sigma * x - v) < 3e-5
+
+
 def test_a_sampler_is_named_by_its_class_too() -> None:
     config = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear"}
     for class_name, name in NAMES.items():

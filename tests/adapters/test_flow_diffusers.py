@@ -165,9 +165,8 @@ def test_three_classes_name_their_sampler() -> None:
         unnamed = {key: value for key, value in SD3.items() if key != "_class_name"}
         named = kd_diffusers.from_config({**SD3, "_class_name": class_name})
         assert kd_diffusers.from_config(unnamed, classes) == named
-    assert (
-        kd_diffusers.from_config(unnamed, CLASSES["euler"], stochastic_sampling=True).name == "lcm"
-    )
+    unnamed["stochastic_sampling"] = True
+    assert kd_diffusers.from_config(unnamed, "FlowMatchEulerDiscreteScheduler").name == "lcm"
 
 
 REFUSED: list[tuple[dict, str]] = [

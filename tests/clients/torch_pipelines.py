@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -229,8 +230,8 @@ def flux(true_cfg_scale: float = 1.0) -> Client:
             "guidance": cond["guidance"],
             "pooled_projections": cond["pooled"],
             "encoder_hidden_states": cond["embeds"],
-            "txt_ids": np.zeros((TOKENS, 3), np.float32),
-            "img_ids": places,
+            "txt_ids": jnp.zeros((TOKENS, 3)),
+            "img_ids": jnp.asarray(places),
         }
 
     return Client(

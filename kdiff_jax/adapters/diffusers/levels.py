@@ -22,6 +22,10 @@ GRID_FLAGS: dict[str, GridName] = {
 }
 
 
+# The sigma that stands for alpha = 0, within what the path of kd.brownian_noise spans.
+NO_SIGNAL = 2.0**16
+
+
 def grid_of(config: Config) -> GridName | None:
     """The grid that a config names; None where it takes the levels of its spacing."""
     chosen = [grid for flag, grid in GRID_FLAGS.items() if config.get(flag)]
@@ -61,6 +65,9 @@ def ddim_levels(noise: kd.NoiseSchedule, num_steps: int | None, config: Config) 
                 "clips; pass set_alpha_to_one=True, or a steps_offset above 0 (leading)."
             )
     levels = kd.levels(noise, timesteps=timesteps).end_at(count)
+    if config["rescale_betas_zero_snr"] and timesteps[0] == noise.num_train_timesteps - 1:
+        # Its alpha is 0 there, where that of Euler is 2**-12, of sigma = 4096.
+        levels = replace(levels, sigmas=np.append(NO_SIGNAL, levels.sigmas[1:]))
     return replace(levels, init_noise_sigma=np.hypot(1, levels.sigmas[0]))
 
 
