@@ -107,8 +107,8 @@ def test_ddim_that_ends_at_timestep_0_has_no_step_from_there_to_there() -> None:
 
 
 def test_ddim_with_zero_terminal_snr_begins_where_alpha_is_0() -> None:
-    config = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
-    config |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "clip_sample": False}
+    keys = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False}
+    config = {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, **keys}
     sampler = kd_diffusers.from_config(config)
     schedule, sigma = sampler.schedule(5), np.float32(sampler.levels(5).sigmas[1])
     x, v = np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)

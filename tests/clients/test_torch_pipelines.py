@@ -201,7 +201,7 @@ def test_a_pipeline_is_kd_sample_on_the_same_weights(case: Any, record_property:
     schedule, ran = our_run(case, scheduler.config, latents, drawn)
     error = relative_error(ran, expected)
     record_property("error", error)
-    print(f"{name_of(case)}: {error:.1e}")
+    print(f"{name_of(case)}: {error:.2g}")
     weights = schedule.rows.noise_weight
     assert bool(drawn) == (weights is not None and bool(np.any(weights)))
     assert np.all(np.isfinite(expected))
