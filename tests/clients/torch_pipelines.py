@@ -1,7 +1,9 @@
 """Pipelines of diffusers with tiny random networks, and the same networks as functions of JAX."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -87,6 +89,18 @@ def import_torchax() -> Any:
         return torchax
 
 
+@contextlib.contextmanager
+def lenient() -> Iterator[None]:
+    """What is not ours may warn and promote ranks and dtypes; the rest of the run does not."""
+    with (
+        warnings.catch_warnings(),
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
 def normal(*shape: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
@@ -115,26 +129,27 @@ class Client:
     @functools.cached_property
     def jax_network(self) -> tuple[Any, Callable[..., jax.Array]]:
         """The weights, and the network as `kd.denoiser` takes it."""
-        params, call = import_torchax().extract_jax(self.module)
+        with lenient():
+            params, call = import_torchax().extract_jax(self.module)
 
         def model_fn(params: Any, x: jax.Array, timestep: jax.Array, cond: Any) -> jax.Array:
             args, kwargs = self.inputs(x, timestep, cond)
-            # torch promotes ranks and dtypes; the rest of the run does not.
-            with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            with lenient():
                 return call(params, args, {**kwargs, "return_dict": False})[0]
 
         return params, model_fn
 
     def torch_run(self, scheduler: Any, **arguments: Any) -> np.ndarray:
         """The latents that the pipeline returns."""
-        pipe = self.pipeline(scheduler)
-        pipe.set_progress_bar_config(disable=True)
         arguments = {**self.arguments, **arguments}
         tensors = {
             name: torch.tensor(value) if isinstance(value, np.ndarray) else value
             for name, value in arguments.items()
         }
-        return pipe(**tensors, output_type="latent", return_dict=False)[0].numpy()
+        with lenient():
+            pipe = self.pipeline(scheduler)
+            pipe.set_progress_bar_config(disable=True)
+            return pipe(**tensors, output_type="latent", return_dict=False)[0].numpy()
 
 
 def made(kind: Any, config: dict[str, Any]) -> Any:
