@@ -197,7 +197,7 @@ def test_from_the_middle_on_it_is_the_run_of_cut_levels(
     two = scheduler.sampler.name in TWO_ROWS
     levels = scheduler.sampler.levels(4 if two else n).start_at(begin // 2 if two else begin)
     schedule = rounded(sampler(levels))
-    scale = schedule[0].input_scale if schedule.rows.input_scale is not None else 1.0
+    scale: Any = schedule[0].input_scale if schedule.rows.input_scale is not None else 1.0
     expected = truth(scheduler, schedule, LATENTS / scale, keys_of(LATENTS))
     assert relative_error(compiled(scheduler, LATENTS, n, begin), expected) < 2e-6
 
@@ -206,6 +206,7 @@ def test_from_a_landing_row_on_the_first_step_is_one_of_euler() -> None:
     scheduler, n, begin = scheduler_of("dpm2"), 7, 3
     schedule = table(scheduler, n)
     row, after = schedule[begin], schedule[begin + 1]
+    assert row.input_scale is not None
     x = LATENTS / row.input_scale
     prediction = scheduler.sampler.denoiser(network)(None, x, row)
     x = prediction.denoised + after.sigma * prediction.epsilon
@@ -242,6 +243,7 @@ def test_a_key_given_to_step_is_the_key_of_that_step() -> None:
         row = table(scheduler, 4)[0]
         clean = scheduler.step(state, 0 * LATENTS, 999, LATENTS).prev_sample
         z, own = (kd.row_noise(k, row, x.shape) for k in (key, keys_of(LATENTS)))
+        assert row.noise_weight is not None
         assert relative_error(x - clean, row.noise_weight * (z - own)) < 1e-5
 
 
@@ -332,13 +334,17 @@ def _step(**changes: Any) -> Any:
     return scheduler.step(**{**call, **changes})
 
 
+HALF: Any = 2.5
 REFUSED: list[tuple[Any, str]] = [
     (lambda: kd_flax.FlaxLCMScheduler("folder"), "from_pretrained reads files"),
     (lambda: kd_flax.FlaxLCMScheduler(original_steps=4), "original_steps given to from_config"),
     (lambda: kd_flax.FlaxLCMScheduler(beta_schedule="no"), "beta_schedule"),
     (lambda: kd_flax.FlaxFlowMatchLCMScheduler(BETAS | {"_class_name": "DDIM"}), "sampler"),
     (lambda: scheduler_of("lcm").set_timesteps(scheduler_of("lcm").create_state(), 0), "num_infer"),
-    (lambda: scheduler_of("lcm").set_timesteps(scheduler_of("lcm").create_state(), 2.5), "num_inf"),
+    (
+        lambda: scheduler_of("lcm").set_timesteps(scheduler_of("lcm").create_state(), HALF),
+        "num_inf",
+    ),
     (lambda: _step(state=scheduler_of("lcm").create_state()), r"call set_timesteps\(state, n\)"),
     (lambda: _step(sample=[1.0]), "sample is"),
     (lambda: _step(model_output=None), "model_output is"),
