@@ -81,7 +81,7 @@ def reference(
     image: jax.Array | None = None,
     first_call: int = 0,
 ) -> np.ndarray:
-    """The run of a case from unit noise z on; with an image, from its call first_call on.
+    """The run of a case from unit noise z on; with an image DPM2, from its call first_call on.
 
     The timesteps of a pipeline are whole numbers, so the network is told whole ones here too.
     """
@@ -95,7 +95,7 @@ def reference(
     if image is None:
         x = z * schedule.init_noise_sigma
     else:
-        schedule = schedule[first_call:]
+        schedule = kd.dpm2(sampler.levels(schedule.num_steps).start_at(first_call // 2))
         x = image + z * schedule.rows.sigma[0]
     denoise = kd.guided(sampler.denoiser(model_fn), scale, uncond)
     return np.asarray(kd.sample(denoise, params, schedule, x, keys_of(z), cond))
