@@ -105,7 +105,7 @@ def keys_of(z: jax.Array) -> jax.Array:
     """The keys that the adapter derives: the signs of the first 64 numbers of each sample."""
     signs = np.asarray(z).reshape(len(z), -1)[:, :64] < 0
     words = np.zeros((len(z), 8), np.uint8)
-    packed = np.packbits(signs, axis=1, bitorder="little")
+    packed = np.packbits(signs, axis=1)
     words[:, : packed.shape[1]] = packed
     return jax.random.wrap_key_data(jnp.asarray(words.view(np.uint32)), impl="threefry2x32")
 
