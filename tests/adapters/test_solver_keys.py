@@ -97,6 +97,16 @@ def test_any_config_becomes_any_sampler_and_round_trips(name: SamplerName) -> No
         jax.tree.map(np.testing.assert_array_equal, flow.schedule(5), table)
 
 
+def test_what_a_live_scheduler_filled_in_takes_the_defaults_of_the_new_class() -> None:
+    # dict(KDPM2DiscreteScheduler(steps_offset=1).config) of diffusers, in which DPM-Solver reads
+    # beta_start = 0.0001: its own default.
+    live = {**METHODS["dpm2"].keys, "steps_offset": 1}
+    live["_use_default_values"] = sorted(set(live) - {"steps_offset"})
+    found = read("KDPM2DiscreteScheduler", MULTISTEP, **live)
+    assert found == read(MULTISTEP, steps_offset=1)
+    assert (live["beta_start"], found.config["beta_start"]) == (0.00085, 0.0001)
+
+
 def test_plain_runs_are_the_tables_of_the_library() -> None:
     for name, steps in (("heun", 5), ("dpmpp_2m", 20), ("unipc", 5), ("dpmpp_2s_ancestral", 5)):
         sampler = read("PNDMScheduler", name, use_karras_sigmas=True)
@@ -122,6 +132,9 @@ def test_wan_and_sana_are_read_as_published() -> None:
         assert kd_diffusers.from_config(json.loads(json.dumps(sampler.to_config()))) == sampler
         # A sample of pure noise has unit variance, wherever the levels begin.
         assert float(sampler.schedule(20).init_noise_sigma) == 1
+    # A flow-matching config with the overrides of a solver is the solver's, as in diffusers.
+    assert read(FLOW["_class_name"], UNIPC, **OF_FLOW) == wan
+    assert kd_diffusers.from_config(FLOW, "dpmpp_2m", **OF_FLOW) == sana  # with a shift of its own
     runs = json.loads(PIPELINES.read_text(encoding="utf-8"))["levels"]
     runs = [run for run in runs if "Wan" in run["pipeline"]]
     assert runs
@@ -283,7 +296,15 @@ REFUSED: list[Refusal] = [
         lambda: read(MULTISTEP, use_karras_sigmas=True, use_lu_lambdas=True),
         "use_karras_sigmas and use_lu_lambdas are both true",
     ),
-    (lambda: read(UNIPC, "euler", **OF_FLOW), "use_flow_sigmas = True"),
+    (
+        lambda: read(UNIPC, "euler", **OF_FLOW),
+        r"use_flow_sigmas = True .*kd.euler\(kd_diffusers.from_config\(config\).levels\(N\)\)",
+    ),
+    (
+        lambda: read(UNIPC, "FlowMatchEulerDiscreteScheduler"),
+        "reads configs of flow matching, and this one is of 'UniPCMultistepScheduler'",
+    ),
+    (lambda: read(UNIPC, _use_default_values="solver_order"), "_use_default_values = .* no list"),
     (
         lambda: kd_diffusers.from_config(SANA, "dpmpp_2m", solver_order=3),
         "solver_order = 3 given to from_config with sampler='dpmpp_2m'",

@@ -47,6 +47,9 @@ learned variances, "dpmsolver" and "sde-dpmsolver", and singlestep order 3 and S
 predict_x0 = false, solver_p, "bh1" and orders other than 2; with use_flow_sigmas a grid,
 "sigma_min" and a prediction_type other than "flow_prediction".
 
+With use_flow_sigmas, a flow-matching config is read by DPM-Solver and UniPC as their own, as in
+diffusers. The keys in `_use_default_values` (the config of a live scheduler) count as missing.
+
 A key that is read has the type that JSON gives it: "false" is no truth value, 1e9 no count.
 
 Ignored: every other key, which belongs to another solver (clip_sample, thresholding and

@@ -80,7 +80,7 @@ def from_config(
     if not isinstance(config, Mapping):
         config = read_file(config)
     overrides = canonical(overrides)
-    config = {**canonical(config), **overrides}
+    config = _of_flow_sigmas({**canonical(config), **overrides}, sampler)
     if config.get("_class_name") is None and isinstance(sampler, str) and sampler in FLOW_CLASSES:
         # `scheduler.config` names the class only where the scheduler was read from a checkpoint.
         config["_class_name"], sampler = sampler, None
@@ -147,6 +147,17 @@ def _cut(text: object) -> str:
     return str(text)[:200]
 
 
+def _of_flow_sigmas(config: Config, sampler: str | None) -> Config:
+    """A flow-matching config with use_flow_sigmas, as the solver that the caller names reads it."""
+    name = _of_class(sampler) or sampler
+    method = METHODS[name] if isinstance(name, str) and name in METHODS else None
+    if not (method and "flow_shift" in method.keys):
+        return config
+    if _is_flow(config) and config.get("use_flow_sigmas"):
+        return {**config, "_class_name": method.class_name}
+    return config
+
+
 def _is_flow(config: Config) -> bool:
     """Whether a config is that of a flow-matching class that can be read."""
     class_name = config.get("_class_name")
@@ -162,7 +173,13 @@ def _sampler_name(config: Config, sampler: str | None) -> SamplerName:
             stochastic = truth(STOCHASTIC_KEY, config.get(STOCHASTIC_KEY) or False)
             sampler = "lcm" if stochastic else FLOW_CLASSES[str(class_name)]
     if isinstance(sampler, str):
-        of_flow = FLOW_CLASSES.get(sampler) if flow else None
+        of_flow = FLOW_CLASSES.get(sampler)
+        if of_flow and not flow:
+            raise ValueError(
+                f"sampler = {sampler!r} reads configs of flow matching, and this one is of "
+                f"{shown(class_name)}; give it such a config: "
+                f"{{'_class_name': {sampler!r}, 'shift': 3.0}}."
+            )
         sampler = of_flow or _of_class(sampler) or sampler
     if sampler is not None:
         check_choice("sampler", sampler, METHODS)

@@ -12,6 +12,9 @@ from kdiff_jax.adapters.diffusers.levels import Config
 
 # maxdiffusion has its own name for a key, and keeps the older class names of diffusers.
 ZERO_SNR_KEY, ZERO_SNR_OF_MAXDIFFUSION = "rescale_betas_zero_snr", "rescale_zero_terminal_snr"
+# In the config of a live scheduler: the keys that its class filled in. As in diffusers, another
+# class has its own defaults there, as it has where a file does not have the key.
+DEFAULTED_KEY = "_use_default_values"
 
 
 def canonical(config: Config) -> dict[str, Any]:
@@ -30,7 +33,10 @@ def canonical(config: Config) -> dict[str, Any]:
                 "names of one setting and differ; keep one of them."
             )
         result[ZERO_SNR_KEY] = other
-    return result
+    defaulted = result.pop(DEFAULTED_KEY, ())
+    if not isinstance(defaulted, (list, tuple)):
+        raise ValueError(f"{DEFAULTED_KEY} = {shown(defaulted)} is no list; expected names.")
+    return {key: value for key, value in result.items() if key not in defaulted}
 
 
 def value_of(key: str, value: Any, default: Any) -> Any:
@@ -62,6 +68,12 @@ def truth(key: str, value: Any) -> bool:
     return bool(value)
 
 
+_ADVICE = {
+    "use_flow_sigmas": " (for another sampler on these levels: "
+    "kd.euler(kd_diffusers.from_config(config).levels(N)))"
+}
+
+
 def check_required(config: Config, required: Mapping[str, tuple[object, ...]]) -> None:
     """Refuses keys whose value changes what is sampled and is not supported."""
     for key, allowed in required.items():
@@ -70,7 +82,7 @@ def check_required(config: Config, required: Mapping[str, tuple[object, ...]]) -
             raise ValueError(
                 f"{key} = {shown(value)} in the config of {shown(config.get('_class_name'))} "
                 "changes what is sampled and is not supported by this sampler; expected "
-                f"{options(allowed)}."
+                f"{options(allowed)}{_ADVICE.get(key, '')}."
             )
 
 
