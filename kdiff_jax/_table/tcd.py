@@ -74,8 +74,10 @@ def tcd(levels: Levels, gamma: ArrayLike = 0.3) -> Schedule:
     # A level that the caller chose may lie below that of t = 0.
     below = xp.minimum(table[s], s1)
     gap = (s1 - below) * (s1 + below)
-    # sqrt has no slope at 0, so its input is masked.
-    up = xp.where(gap > 0, xp.sqrt(xp.where(gap > 0, gap, 1)), 0)
+    # The last level of a grid is that of t = 0 but for rounding, which is no noise; and sqrt has no
+    # slope at 0, so its input is masked.
+    draws = gap > 4 * spare * s1 * s1
+    up = xp.where(draws, xp.sqrt(xp.where(draws, gap, 1)), 0)
 
     def units(sigma: Array) -> tuple[Array, Array, None]:
         return *noise.unit_variance(sigma), None

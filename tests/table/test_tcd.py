@@ -61,6 +61,10 @@ def test_a_run_that_ends_at_t_0_draws_no_noise_there() -> None:
     assert rows.noise_weight[0] > 0
     assert rows.noise_weight[1] == 0
     np.testing.assert_allclose(rows.epsilon_weight[1], math.sqrt(1 - ABAR[0]), rtol=1e-6)
+    # These grids end at the same level, but for the rounding of their formula.
+    for levels in (kd.levels(NOISE, 5, grid=grid) for grid in ("karras", "exponential")):
+        rows = kd.tcd(levels).rows
+        assert rows.noise_weight[-2:].tolist() == [0, 0]
 
 
 def test_a_traced_gamma_fills_the_same_table() -> None:
