@@ -69,15 +69,16 @@ def check_lengths(denoise: Any, noise_fn: Any, schedule: Schedule, shape: tuple[
 
 
 def warn_of_midpoints(denoise: Any, schedule: Schedule) -> None:
-    """Warns of `kd.consistency` on a table with midpoints: what it returns has no slope there."""
-    weights = schedule.rows.anchor_weight
-    if weights is None or not any(isinstance(layer, Consistency) for layer in layers_of(denoise)):
+    """Warns of `kd.consistency` in a solver of second order: what it returns has no slope."""
+    if not any(isinstance(layer, Consistency) for layer in layers_of(denoise)):
         return
-    if is_known(weights) and np.any(jax.device_get(weights)):
+    columns = schedule.rows.anchor_weight, schedule.rows.denoised_weight_1
+    known = [weights for weights in columns if weights is not None and is_known(weights)]
+    if any(np.any(weights) for weights in jax.device_get(known)):
         warnings.warn(
             "denoise has kd.consistency in it, which returns the end of a trajectory, and the "
-            "schedule has midpoints, from which a solver takes a slope; take kd.lcm, or the "
-            "denoiser without kd.consistency.",
+            "schedule has midpoints or earlier estimates, from which a solver takes a slope; take "
+            "kd.lcm, or the denoiser without kd.consistency.",
             stacklevel=3,
         )
 

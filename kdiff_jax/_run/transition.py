@@ -121,7 +121,7 @@ def log_ratio(
       [B], in the dtype of the state; 0 with gradient 0 for a row that draws no noise.
 
     Raises:
-      ValueError: a State of other columns than the row, an x_next of another shape.
+      ValueError: a State of other columns than the row, samples or an x_next of another shape.
 
     Example:
       >>> import jax, jax.numpy as jnp, kdiff_jax as kd
@@ -141,6 +141,11 @@ def log_ratio(
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise ValueError(f"{name} is {brought(pair)}; expected two: pass (state, prediction).")
         _check(pair[0], row, pair[1])
+    if (shape := new[0].sample.shape) != old[0].sample.shape:
+        raise ValueError(
+            f"new is of samples {shape} and old of {old[0].sample.shape}; give two runs of the "
+            "same samples."
+        )
     mean_old, scale = transition(old[0], row, old[1])
     # A step is linear in the State and the prediction, so it maps differences to differences.
     difference = jax.tree.map(jnp.subtract, new, old)

@@ -32,7 +32,8 @@ def unipc(levels: Levels, corrector: bool = True) -> Schedule:
     D, D_1 and D_2, and so a part of the next row. The closing step multiplies it by 0.
 
     Args:
-      levels: the run, from `kd.levels`; reversed, too.
+      levels: the run, from `kd.levels`; reversed, too, but not on the even levels of a
+        flow, whose first step up is long.
       corrector: False leaves it out, and with it D_2: the table of `dpmpp_2m`.
 
     Returns:

@@ -316,6 +316,10 @@ RUNS: list[Refusal] = [
     (lambda: kd.transition(kd.init(DPM2, X), DPM2, PREDICTION), "row is Schedule.*; expected one"),  # type: ignore[arg-type]
     (lambda: kd.transition(kd.init(DPM2, X), DPM2[0], X), "prediction is float32.*; expected a Pr"),  # type: ignore[arg-type]
     (lambda: ratio(new=X), r"new is float32\[2, 3\]; expected two: pass \(state, prediction\)"),
+    (  # which would broadcast without a word
+        lambda: ratio(new=jax.tree.map(lambda leaf: leaf[:1], (kd.init(DPM2, X), PREDICTION))),
+        r"new is of samples \(1, 3\) and old of \(2, 3\); give two runs of the same samples",
+    ),
     (lambda: ratio(x_next=[1.0]), "x_next is a list; expected an array"),
     (lambda: ratio(x_next=X[:1]), r"x_next has shape \(1, 3\) and the sample \(2, 3\); give"),
     (lambda: sample(DPM2, save_fn=3), "save_fn = 3 is not callable; pass a function"),
@@ -437,9 +441,10 @@ def test_what_is_no_row_is_an_index_or_a_type_error():
 
 def test_consistency_on_a_table_with_midpoints_warns():
     denoise = kd.clipped(kd.consistency(DENOISE))
-    with pytest.warns(UserWarning, match=r"kd.consistency .* midpoints.*take kd.lcm") as told:
-        kd.sample(denoise, jnp.float32(0.1), DPM2, X)
-    assert told[0].filename == __file__
+    for schedule in (DPM2, kd.dpmpp_2m(kd.levels(NOISE, 3))):
+        with pytest.warns(UserWarning, match=r"kd.consistency .* midpoints.*take kd.lcm") as told:
+            kd.sample(denoise, jnp.float32(0.1), schedule, X)
+        assert told[0].filename == __file__
     # Euler's columns beside an anchor that no row reads.
     kd.sample(
         denoise,
