@@ -83,7 +83,7 @@ def from_config(
     config = _of_flow_sigmas({**canonical(config), **overrides}, sampler)
     if config.get("_class_name") is None and isinstance(sampler, str) and sampler in FLOW_CLASSES:
         # `scheduler.config` names the class only where the scheduler was read from a checkpoint.
-        config["_class_name"], sampler = sampler, None
+        config, sampler = {**config, "_class_name": sampler}, None
     flow, name = _is_flow(config), _sampler_name(config, sampler)
     method = METHODS[name]
     ours = {} if flow else method.ours
