@@ -112,9 +112,10 @@ def _check_signature(model_fn: ModelFn, count: int, error: TypeError) -> None:
     given = ", ".join(["params", "x", "timestep", "cond"][:count])
     try:
         signature = inspect.signature(model_fn)
-        signature.bind(*range(count))
-    except ValueError:  # some functions of C have none
+    except (TypeError, ValueError):  # some functions of C have none
         return
+    try:
+        signature.bind(*range(count))
     except TypeError:
         raise ValueError(
             f"model_fn takes {signature}, and is called as model_fn({given}), with cond where "

@@ -78,3 +78,12 @@ def test_an_error_inside_of_the_network_stays_its_own():
     with pytest.raises(TypeError, match="has no len") as refused:
         kd.denoiser(network)(None, jnp.ones((2, 3)), kd.dpm2(kd.levels(kd.noise_schedule(), 3))[0])
     assert "arrays of JAX: docs/networks.md" in refused.value.__notes__[0]
+
+    class OfNoSignature:
+        __signature__ = "none"
+        __call__ = staticmethod(network)
+
+    with pytest.raises(TypeError, match="has no len"):
+        kd.denoiser(OfNoSignature())(
+            None, jnp.ones((2, 3)), kd.dpm2(kd.levels(kd.noise_schedule(), 3))[0]
+        )
