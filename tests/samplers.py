@@ -143,6 +143,13 @@ def run_in_numpy(
     return sample
 
 
+def keys_of_signs(z: Any) -> jax.Array:
+    """The keys that the Flax adapter derives: the signs of the first 64 numbers of each sample."""
+    packed = np.packbits(np.asarray(z).reshape(len(z), -1)[:, :64] < 0, axis=1)
+    words = np.pad(packed, ((0, 0), (0, 8 - packed.shape[1]))).view(np.uint32)
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
+
+
 def relative_error(got: Any, expected: Any) -> float:
     """The largest difference, relative to the largest value."""
     got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from samplers import relative_error, run_in_numpy
+from samplers import keys_of_signs, relative_error, run_in_numpy
 
 import kdiff_jax as kd
 from kdiff_jax.adapters import flax as kd_flax
+from kdiff_jax.adapters.flax import scheduler as scheduler_file
 from kdiff_jax.adapters.flax.scheduler import TWO_ROWS
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -83,13 +84,6 @@ def by_hand(scheduler: kd_flax.FlaxScheduler, sample: jax.Array, n: int) -> jax.
     return sample
 
 
-def keys_of(sample: jax.Array) -> jax.Array:
-    """The keys of samples, in NumPy: the signs of the first 64 numbers, eight a byte."""
-    signs = np.asarray(sample).reshape(len(sample), -1)[:, :64] < 0
-    words = np.packbits(signs, axis=-1).view(np.uint32)
-    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
-
-
 def rounded(schedule: kd.Schedule) -> kd.Schedule:
     rows = dataclasses.replace(schedule.rows, timestep=jnp.rint(schedule.rows.timestep))
     return dataclasses.replace(schedule, rows=rows)
@@ -125,7 +119,7 @@ def test_a_loop_of_the_contract_is_the_run_of_the_table(name: str, n: int, run: 
     schedule = table(scheduler, n)
     got = run(scheduler, LATENTS, n)
     x = LATENTS * schedule.init_noise_sigma
-    assert relative_error(got, truth(scheduler, schedule, x, keys_of(LATENTS))) < 2e-6
+    assert relative_error(got, truth(scheduler, schedule, x, keys_of_signs(LATENTS))) < 2e-6
 
 
 def test_the_run_of_the_table_is_that_of_kd_sample() -> None:
@@ -198,7 +192,7 @@ def test_from_the_middle_on_it_is_the_run_of_cut_levels(
     levels = scheduler.sampler.levels(4 if two else n).start_at(begin // 2 if two else begin)
     schedule = rounded(sampler(levels))
     scale: Any = schedule[0].input_scale if schedule.rows.input_scale is not None else 1.0
-    expected = truth(scheduler, schedule, LATENTS / scale, keys_of(LATENTS))
+    expected = truth(scheduler, schedule, LATENTS / scale, keys_of_signs(LATENTS))
     assert relative_error(compiled(scheduler, LATENTS, n, begin), expected) < 2e-6
 
 
@@ -211,7 +205,7 @@ def test_from_a_landing_row_on_the_first_step_is_one_of_euler() -> None:
     prediction = scheduler.sampler.denoiser(network)(None, x, row)
     x = prediction.denoised + after.sigma * prediction.epsilon
     rest = rounded(kd.dpm2(scheduler.sampler.levels(4).start_at(2)))
-    expected = truth(scheduler, rest, x, keys_of(LATENTS))
+    expected = truth(scheduler, rest, x, keys_of_signs(LATENTS))
     assert relative_error(compiled(scheduler, LATENTS, n, begin), expected) < 2e-6
 
 
@@ -242,7 +236,7 @@ def test_a_key_given_to_step_is_the_key_of_that_step() -> None:
         x = scheduler.step(state, 0 * LATENTS, 999, LATENTS, key).prev_sample
         row = table(scheduler, 4)[0]
         clean = scheduler.step(state, 0 * LATENTS, 999, LATENTS).prev_sample
-        z, own = (kd.row_noise(k, row, x.shape) for k in (key, keys_of(LATENTS)))
+        z, own = (kd.row_noise(k, row, x.shape) for k in (key, keys_of_signs(LATENTS)))
         assert row.noise_weight is not None
         assert relative_error(x - clean, row.noise_weight * (z - own)) < 1e-5
 
@@ -282,6 +276,14 @@ def test_a_config_is_written_and_read_again(name: str, tmp_path: Any) -> None:
         assert again.sampler == scheduler.sampler
         assert len(state.timesteps) == len(again) == again.config.num_train_timesteps == 1000
     assert cls.from_config(scheduler.config).to_json_string() == scheduler.to_json_string()
+
+
+def test_a_checkpoint_that_is_not_there_is_named_where_no_hub_can_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler_file, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"no scheduler config at none/scheduler; expected"):
+        kd_flax.FlaxLCMScheduler.from_pretrained("none", "scheduler")
 
 
 def test_configs_of_the_two_libraries_are_read() -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from clients.tiny_checkpoint import PNDM
-from samplers import relative_error
+from samplers import keys_of_signs, relative_error
 
 import kdiff_jax as kd
 from kdiff_jax.adapters import diffusers as kd_diffusers
@@ -98,16 +98,7 @@ def reference(
         schedule = kd.dpm2(sampler.levels(schedule.num_steps).start_at(first_call // 2))
         x = image + z * schedule.rows.sigma[0]
     denoise = kd.guided(sampler.denoiser(model_fn), scale, uncond)
-    return np.asarray(kd.sample(denoise, params, schedule, x, keys_of(z), cond))
-
-
-def keys_of(z: jax.Array) -> jax.Array:
-    """The keys that the adapter derives: the signs of the first 64 numbers of each sample."""
-    signs = np.asarray(z).reshape(len(z), -1)[:, :64] < 0
-    words = np.zeros((len(z), 8), np.uint8)
-    packed = np.packbits(signs, axis=1)
-    words[:, : packed.shape[1]] = packed
-    return jax.random.wrap_key_data(jnp.asarray(words.view(np.uint32)), impl="threefry2x32")
+    return np.asarray(kd.sample(denoise, params, schedule, x, keys_of_signs(z), cond))
 
 
 def check(client: str, case: Case, got: Any, expected: np.ndarray) -> None:

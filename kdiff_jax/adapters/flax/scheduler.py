@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,8 @@ class FlaxScheduler:
         """A scheduler and its state, `(scheduler, state)`, from where a checkpoint lies.
 
         Args:
-          path: a folder, a file, or the name of a repository on the Hugging Face hub, which
-            huggingface_hub gets.
+          path: a folder, a file, or, where huggingface_hub is installed, the name of a repository
+            on the Hugging Face hub.
           subfolder: the folder in it, often "scheduler".
           keys: as for the class; and cache_dir, force_download, local_files_only, revision and
             token for the hub.
@@ -93,7 +94,7 @@ class FlaxScheduler:
         hub_keys = ("cache_dir", "force_download", "local_files_only", "revision", "token")
         hub = {k: keys.pop(k) for k in hub_keys if k in keys}
         place = Path(path, subfolder or "")
-        if not Path(path).exists():
+        if not Path(path).exists() and find_spec("huggingface_hub"):
             from huggingface_hub import hf_hub_download
 
             place = hf_hub_download(str(path), cls.config_name, subfolder=subfolder or None, **hub)
