@@ -11,24 +11,6 @@ from types import ModuleType
 
 from kdiff_jax.adapters.flax.scheduler import FlaxScheduler
 
-__all__ = [
-    "FlaxDDIMScheduler",
-    "FlaxDPMSolverMultistepScheduler",
-    "FlaxDPMSolverSinglestepScheduler",
-    "FlaxEulerAncestralDiscreteScheduler",
-    "FlaxEulerDiscreteScheduler",
-    "FlaxFlowMatchEulerDiscreteScheduler",
-    "FlaxFlowMatchHeunDiscreteScheduler",
-    "FlaxFlowMatchLCMScheduler",
-    "FlaxHeunDiscreteScheduler",
-    "FlaxKDPM2AncestralDiscreteScheduler",
-    "FlaxKDPM2DiscreteScheduler",
-    "FlaxLCMScheduler",
-    "FlaxTCDScheduler",
-    "FlaxUniPCMultistepScheduler",
-    "register",
-]
-
 
 class FlaxKDPM2DiscreteScheduler(FlaxScheduler):
     """DPM2."""
@@ -107,3 +89,6 @@ def register(module: ModuleType) -> None:
     place = {"__module__": f"{module.__name__}.schedulers.kdiff_jax"}
     for scheduler in FlaxScheduler.__subclasses__():
         setattr(module, scheduler.__name__, type(scheduler.__name__, (scheduler, mixin), place))
+
+
+__all__ = ["register", *(scheduler.__name__ for scheduler in FlaxScheduler.__subclasses__())]
