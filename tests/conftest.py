@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import contextlib
+import gc
 
 import jax
 import pytest
@@ -19,6 +20,12 @@ with contextlib.suppress(ImportError):  # before kdiff_jax, where JAX 0.6 has wh
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_collection_finish():
+    """Of what is imported by now nothing becomes garbage: to look through it again takes time."""
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture

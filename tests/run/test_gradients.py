@@ -42,16 +42,34 @@ def unrolled(theta, schedule):
     return jnp.sum(jnp.sin(state.sample))
 
 
-@pytest.mark.parametrize("name", ["dpm2", "ancestral", "lcm", "tcd", "unipc"])
-def test_both_modes_match_finite_differences_and_the_unrolled_loop_in_float64(name):
+by_hand = jax.jit(jax.grad(unrolled))
+reverse = {remat: jax.jit(jax.grad(functools.partial(sampled, remat=remat))) for remat in REMATS}
+
+
+@jax.jit
+def forward(theta, direction, schedule):
+    return jax.jvp(functools.partial(sampled, schedule=schedule), (theta,), (direction,))
+
+
+def of_one_shape(schedule):
+    """Five rows with the columns of every sampler: all tables share the programs of one."""
+    sigmas = jnp.pad(schedule.sigmas, (0, 6 - len(schedule.sigmas)))
+    return dataclasses.replace(sp.widened(schedule), sigmas=sigmas)
+
+
+STEPS = {"dpm2": 3, "ancestral": 3, "lcm": 5, "tcd": 5, "unipc": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"), [("dpm2", "its own"), *((name, "all") for name in STEPS)]
+)
+def test_both_modes_match_finite_differences_and_the_unrolled_loop_in_float64(name, columns):
     with sp.x64():
-        schedule, theta = SAMPLERS[name](4), theta_of(jnp.float64)
-        expected = jax.grad(unrolled)(theta, schedule)
-        reverse = {
-            remat: jax.grad(functools.partial(sampled, schedule=schedule, remat=remat))(theta)
-            for remat in (REMATS if name in ("ancestral", "unipc") else ("none", "segments"))
-        }
-        for gradient in reverse.values():
+        schedule, theta = SAMPLERS[name](STEPS[name]), theta_of(jnp.float64)
+        schedule = of_one_shape(schedule) if columns == "all" else schedule
+        expected = by_hand(theta, schedule)
+        for remat in REMATS:
+            gradient = reverse[remat](theta, schedule)
             for got, leaf in zip(*map(jax.tree.leaves, (gradient, expected)), strict=True):
                 assert relative_error(got, leaf) < 1e-11
         direction = jax.tree.map(
@@ -60,14 +78,11 @@ def test_both_modes_match_finite_differences_and_the_unrolled_loop_in_float64(na
         )
         products = jax.tree.map(lambda g, d: float(jnp.sum(g * d)), expected, direction)
         for table in (schedule, schedule.pad(9)):
-
-            @jax.jit
-            def forward(theta, table=table):
-                return jax.jvp(functools.partial(sampled, schedule=table), (theta,), (direction,))
-
-            _, tangent = forward(theta)
+            _, tangent = forward(theta, direction, table)
             ends = [
-                forward(jax.tree.map(lambda at, d, h=h: at + h * d, theta, direction))[0]
+                forward(
+                    jax.tree.map(lambda at, d, h=h: at + h * d, theta, direction), direction, table
+                )[0]
                 for h in (1e-6, -1e-6)
             ]
             slope = float(ends[0] - ends[1]) / 2e-6
@@ -242,7 +257,12 @@ def test_gradients_for_a_grid_match_finite_differences(names):
         theta = THETA | {"eta": 0.6, "s_noise": 1.1}
         theta = {k: jnp.asarray(v, jnp.float64) for k, v in theta.items()}
         run = functools.partial(losses, names=names)
-        values_and_gradients = jax.jit(lambda theta: (run(theta), jax.jacrev(run)(theta)))
+
+        @jax.jit
+        def values_and_gradients(theta):
+            values, pullback = jax.vjp(run, theta)
+            return values, jax.vmap(pullback)(jnp.eye(len(names), dtype=values.dtype))[0]
+
         _, gradient = values_and_gradients(theta)
         for k, at in theta.items():
             h = 1e-3 * at
