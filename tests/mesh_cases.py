@@ -4,6 +4,7 @@ A default run of the tests takes a part of it, `benchmarks/meshes.py` all of it.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -48,7 +49,7 @@ WRAPPERS: dict[str, Any] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """One kind of run; `known` names the collectives that it is known to have."""
 
@@ -161,11 +162,16 @@ def data(shape: tuple[int, ...] = (BATCH, SIZE)) -> tuple[jax.Array, jax.Array, 
     return jnp.asarray(x), jax.random.split(jax.random.key(1), BATCH), jnp.arange(float(BATCH))
 
 
+@functools.cache
+def jitted(case: Case) -> Any:
+    return jax.jit(case.run)
+
+
 def reference(case: Case, keys: str, mesh: str) -> tuple[np.ndarray, ...]:
     """The same run without a mesh."""
     x, each, cond = data()
     schedule, key = case.schedule(), jax.random.key(2) if keys == "one key" else each
-    run = jax.jit(case.run)
+    run = jitted(case)
     guide = cond if case.guided else None
     if keys != "one key" or not mesh.startswith("shard_map"):
         return tuple(map(np.asarray, run(schedule, x, key, guide)))

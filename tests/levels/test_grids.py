@@ -1,5 +1,6 @@
 """The named grids: against k-diffusion, diffusers and ComfyUI, for every N, and their gradients."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -280,14 +281,21 @@ def test_gradients_are_those_of_finite_differences() -> None:
                     np.testing.assert_allclose(slope, difference, 1e-6, 1e-8, err_msg=where)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def grids_and_slopes(function: Any, arguments: Any) -> Any:
+    """What it returns, and backwards the slopes of the sum of all its entries.
+
+    One entry that is not finite makes the sum of all of them not finite.
+    """
+    found, pullback = jax.vjp(function, arguments)
+    (slopes,) = pullback(jax.tree.map(jnp.ones_like, found))
+    return found, slopes
+
+
 def test_formulas_in_float32_are_as_exact_and_have_finite_gradients_backwards() -> None:
     narrow = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), CASES)
 
-    def total(cases: Any) -> Any:
-        # One entry that is not finite makes the sum of all of them not finite.
-        return sum(leaf.sum() for leaf in jax.tree.leaves(grids(cases)))
-
-    found, slopes = jax.jit(lambda cases: (grids(cases), jax.grad(total)(cases)))(narrow)
+    found, slopes = grids_and_slopes(grids, narrow)
     for name, expected in grids(CASES).items():
         for a, b in zip(found[name], expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=5e-6, err_msg=name)
@@ -304,13 +312,9 @@ def test_tables_on_traced_grids_are_those_of_the_host_with_finite_gradients() ->
             found[grid] = jnp.concatenate([jnp.ravel(leaf).astype(float) for leaf in leaves])
         return found
 
-    def slopes(ends: Any) -> Any:
-        # One entry that is not finite makes the sum of all of them not finite.
-        return jax.grad(lambda ends: sum(table.sum() for table in tables(ends).values()))(ends)
-
     ends = {grid: ends_of(grid) for grid in SIGMA_GRIDS}
     with x64():
-        found, gradients = jax.jit(lambda ends: (tables(ends), slopes(ends)))(ends)
+        found, gradients = grids_and_slopes(tables, ends)
         for grid, expected in tables(ends).items():
             np.testing.assert_allclose(found[grid], expected, 1e-10, 1e-10, err_msg=grid)
             assert all(np.isfinite(leaf) for leaf in gradients[grid].values()), grid
