@@ -12,9 +12,10 @@ Every sampler gets the same budgets of calls; one of two calls a step runs in th
 fit. Without guidance a call is one evaluation; guidance doubles the batch of a call, and costs
 nothing with the distilled network.
 
-Writes quality.json, draws quality.png, prints a table and what all judges agree on. Samples and
-figures are kept as soon as they are there and an interrupted run goes on where it stopped; runs
-with other --samplers, --calls, --guidance or --seeds add to the same file.
+Writes quality.json; for each guidance scale draws quality.png (quality_1.5.png) and prints tables
+and what all judges agree on. Samples and figures are kept as soon as they are there and an
+interrupted run goes on where it stopped; runs with other --samplers, --calls, --guidance or --seeds
+add to the same file. Figures of more samples are others: give them an --out of their own.
 """
 
 import argparse
@@ -40,7 +41,7 @@ import digits
 import judges
 import kdiff_jax as kd
 import mnist
-from quality_report import LINES, figure, findings, table
+from quality_report import LINES, errors_of, figure, figure_name, findings, guided_by, table
 from timing import machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -217,6 +218,7 @@ def main() -> None:
     made_with = {
         "weights": fingerprint(digits.WEIGHTS),
         "lcm_weights": fingerprint(digits.LCM_WEIGHTS),
+        "samples": args.samples,  # the distance falls with their number
         "judges": {name: judge.facts for name, judge in found.items()},
     }
     path = args.out / "quality.json"
@@ -234,12 +236,14 @@ def main() -> None:
         results.append(case | counts | {"judges": seen})
         write(path, content, results)
 
-    common = {"samples": args.samples, "grid": args.grid, "seed": args.seeds[0]}
-    shown = [r for r in results if same(r, common | {"guidance": args.guidance[0]})]
-    figure(args.out / "quality.png", shown, real)
-    print(table(shown, real))
-    print(findings(shown))
-    print(f"wrote {path} and {args.out / 'quality.png'}")
+    common = {"grid": args.grid, "seed": args.seeds[0]}
+    shown = [r for r in results if same(r, common)]
+    for scale in args.guidance:
+        picture, part = args.out / figure_name(scale), guided_by(shown, scale)
+        figure(picture, part, real)
+        print(f"Guidance {scale:g}, drawn in {picture}", table(part, real), sep="\n\n")
+        print(f"\nBehind no other by all judges:\n\n{findings(part)}\n")
+    print(f"Standard errors:\n\n{errors_of(shown)}\n\nwrote {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The figures of quality.json as a table, as a figure, and as what all judges agree on."""
+"""The figures of quality.json as a table, as a figure, and as what all judges agree on.
+
+Tables, findings and figures are each of one guidance scale: pass them `guided_by(results, scale)`.
+"""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +40,15 @@ LINES = {
     "lcm": Line("lcm", None, "LCM, distilled", "tab:green"),
     "tcd": Line("tcd", None, "TCD, distilled", "tab:olive"),
 }
-JUDGES = ("first", "second", "pixels")
+JUDGES = {"first": "first classifier", "second": "second classifier", "pixels": "pixels"}
+
+
+def guided_by(results: list[Result], scale: float) -> list[Result]:
+    return [r for r in results if r["guidance"] == scale]
+
+
+def figure_name(scale: float) -> str:
+    return "quality.png" if scale == 1 else f"quality_{scale:g}.png"
 
 
 def points(results: list[Result], name: str) -> list[Result]:
@@ -100,13 +111,20 @@ def all_agree(first: Result, second: Result) -> bool:
 
 
 def findings(results: list[Result]) -> str:
-    """Who, within each budget, is not behind another by all judges; and the standard errors."""
+    """Who, within each budget, is not behind another by all judges."""
     lines = []
     for budget in sorted({r["budget"] for r in results if not distilled(r)}):
         rivals = [r for r in results if r["budget"] == budget and not distilled(r)]
         best = [r for r in rivals if not any(all_agree(other, r) for other in rivals)]
-        names = ", ".join(LINES[r["sampler"]].title for r in best)
-        lines.append(f"* {budget} calls: behind no other by all judges: {names}.")
+        titles = "; ".join(LINES[r["sampler"]].title for r in best)
+        names = "all" if len(best) == len(rivals) else titles
+        lines.append(f"* {budget} calls: {names}.")
+    return "\n".join(lines)
+
+
+def errors_of(results: list[Result]) -> str:
+    """The standard errors of each figure of each judge."""
+    lines = []
     for judge in JUDGES:
         for name in ("frechet", "recall", "agreement"):
             seen = [r["judges"][judge][name] for r in results if name in r["judges"][judge]]
@@ -115,24 +133,27 @@ def findings(results: list[Result]) -> str:
             errors = np.array([error(one) for one in seen])
             if name == "frechet":
                 errors /= [one["value"] for one in seen]
+            title, of = ("distance", "relative") if name == "frechet" else (name, "of all images")
+            median, most = 100 * np.median(errors), 100 * errors.max()
             lines.append(
-                f"* {judge}, {name}: standard errors {100 * np.median(errors):.1f} % in the median,"
-                f" {100 * errors.max():.1f} % at most"
-                f" {'(relative)' if name == 'frechet' else '(of all images)'}."
+                f"* {JUDGES[judge]}, {title}: {median:.1f} % in the median, {most:.1f} % at most"
+                f" ({of})."
             )
     return "\n".join(lines)
 
 
 def figure(path: Path, results: list[Result], real: Result) -> None:
-    """The distance by both classifiers against calls; samplers without fresh noise, and with."""
+    """The distance by each judge against calls; samplers without fresh noise, and with."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
-    fig = Figure(figsize=(8, 8.4), layout="constrained")
+    fig = Figure(figsize=(9.6, 8.4), layout="constrained")
+    scale = results[0]["guidance"]
+    guidance = "Without guidance" if scale == 1 else f"With guidance {scale:g}"
     parts: Any = fig.subfigures(2, 1)
     for part, noisy in zip(parts, (False, True), strict=True):
-        row = part.subplots(1, 2, sharex=True, sharey=True)
-        for axis, judge in zip(row, JUDGES, strict=False):
+        row = part.subplots(1, len(JUDGES), sharex=True, sharey=True)
+        for axis, judge in zip(row, JUDGES, strict=True):
             for name, line in LINES.items():
                 if line.fresh_noise != noisy or not (runs := points(results, name)):
                     continue
@@ -145,23 +166,24 @@ def figure(path: Path, results: list[Result], real: Result) -> None:
                 # DPM++ 2M is below UniPC and wider: they are nearly one line.
                 look |= {"lw": 5, "alpha": 0.5} if name == "dpmpp_2m" else {"lw": 1.6}
                 axis.errorbar(x, y, spread, color=line.colour, label=line.title, **look)
-            axis.axhline(1, color="black", lw=1, ls=":", label="real images")
+            axis.axhline(1, color="black", lw=1, ls=":", label="as good as real digits")
             axis.set_xscale("log")
             axis.set_yscale("log")
             axis.grid(alpha=0.3)
-            axis.set_title(f"{judge} judge", fontsize=10)
+            axis.set_title(JUDGES[judge], fontsize=10)
             axis.set_xlabel("calls of the network", fontsize=10)
-        row[0].set_ylabel("distance, times real images'", fontsize=10)
+        row[0].set_ylabel("distance to real digits, lower is better", fontsize=10)
         axis = row[0]
         axis.set_ylim(0.7, 300)  # of both rows
         axis.set_xlim(0.9, 60)
-        axis.xaxis.set_major_locator(FixedLocator([1, 2, 4, 6, 8, 12, 16, 24, 50]))
+        axis.xaxis.set_major_locator(FixedLocator([1, 2, 4, 6, 8, 12, 24, 50]))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100, 200]))
         for one in (axis.xaxis, axis.yaxis):
             one.set_major_formatter(ScalarFormatter())
             one.set_minor_formatter(NullFormatter())
-        part.suptitle("Fresh noise in the steps" if noisy else "No fresh noise, and distilled")
+        kind = "with fresh noise" if noisy else "without fresh noise, and of a distilled network"
+        part.suptitle(f"{guidance}: samplers {kind}")
         handles = row[0].get_legend_handles_labels()
         part.legend(*handles, loc="outside lower center", ncols=4, fontsize=9)
-    fig.savefig(path, dpi=150)
+    fig.savefig(path, dpi=120)

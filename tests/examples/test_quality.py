@@ -1,5 +1,6 @@
 """What quality.py measures against direct formulas, and its published figures against its file."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ import quality_report
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "benchmarks" / "results" / "quality.json"
+SCALES = (1.0, 1.5)  # of guidance
 
 
 def test_every_sampler_of_the_library_is_one_of_the_digits_and_of_the_figure():
@@ -74,37 +76,121 @@ def test_measures_are_those_of_their_definitions():
     assert found["frechet"]["value"] == pytest.approx(whole, rel=1e-4)
 
 
+def by_case(results):
+    return {(r["sampler"], r["budget"], r["guidance"]): r for r in results}
+
+
 def test_published_figures_are_those_of_the_file():
     content = json.loads(FILE.read_text())
+    results, real = content["results"], content["real"]
+    at = by_case(results)
+    assert len(at) == len(results)  # one number of samples, one seed, one grid
     page = (ROOT / "docs" / "quality.md").read_text()
-    assert quality_report.table(content["results"], content["real"]) in page
-    assert quality_report.findings(content["results"]) in page
+    for scale in SCALES:
+        part = quality_report.guided_by(results, scale)
+        assert quality_report.table(part, real) in page
+        assert quality_report.findings(part) in page
+        assert (FILE.parent / quality_report.figure_name(scale)).is_file()
+        assert quality_report.figure_name(scale) in page
+    assert quality_report.errors_of(results) in page
     readme = (ROOT / "README.md").read_text().split("### Which one")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (\d+).*? \| `kd\.(\w+)\((.*?)\)`.* \| (.*?) \|$", readme, re.MULTILINE)
+    cells = r"^\| (\d+).*? \| `kd\.(\w+)\((.*?)\)` \| (.*?) \| (.*?) \|$"
+    rows = re.findall(cells, readme, re.MULTILINE)
     assert len(rows) == readme.count("\n| ") - 1
-    for budget, sampler, options, cell in rows:
+    for budget, sampler, options, *shown in rows:
         eta = 1.0 if "eta=1.0" in options else None
-        names = [n for n, x in quality_report.LINES.items() if (x.sampler, x.eta) == (sampler, eta)]
-        (result,) = (
-            r for r in content["results"] if r["sampler"] in names and r["budget"] == int(budget)
-        )
-        assert cell == " / ".join(quality_report.distances(result, content["real"]))
+        lines = quality_report.LINES.items()
+        (name,) = (n for n, x in lines if (x.sampler, x.eta) == (sampler, eta))
+        for scale, cell in zip(SCALES, shown, strict=True):
+            assert cell == " / ".join(quality_report.distances(at[name, int(budget), scale], real))
 
 
-def test_what_the_readme_says_of_few_calls_is_what_all_judges_say():
-    results = json.loads(FILE.read_text())["results"]
-    at = {(r["sampler"], r["budget"]): r for r in results}
-    for budget in (4, 6):
-        rest = {name for name, calls in at if calls == budget} - {"lcm", "tcd", "unipc", "dpmpp_2m"}
-        for name in rest:
-            assert quality_report.all_agree(at["unipc", budget], at[name, budget]), name
-        for name in ("heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral"):
-            assert quality_report.all_agree(at["euler", budget], at[name, budget]), name
-    for budget in (8, 12):
-        assert quality_report.all_agree(at["dpmpp_2m_sde", budget], at["dpmpp_3m_sde", budget])
-    sampled = [r for r in results if not quality_report.distilled(r) and r["budget"] == 24]
-    assert len(sampled) == 11
-    assert not any(quality_report.all_agree(a, b) for a in sampled for b in sampled)
-    with_noise, without = at["dpmpp_2m_sde", 12], at["dpmpp_2m", 12]
-    assert not quality_report.all_agree(with_noise, without)
-    assert not quality_report.all_agree(without, with_noise)
+def test_what_is_said_of_all_judges_is_what_all_judges_say():
+    at = by_case(json.loads(FILE.read_text())["results"])
+    budgets = {
+        scale: sorted({b for n, b, s in at if (n, s) == ("euler", scale)}) for scale in SCALES
+    }
+    assert budgets == {1.0: [4, 6, 8, 12, 16, 24, 50], 1.5: [4, 8, 12, 24]}
+    names = [n for n, b, s in at if (b, s) == (4, 1.0) and n not in ("lcm", "tcd")]
+    assert len(names) == 11
+    ahead = quality_report.all_agree
+    for scale in SCALES:
+        for budget in budgets[scale]:
+            here = {name: at[name, budget, scale] for name in names}
+            assert not any(ahead(here[name], here["unipc"]) for name in names)
+            everyone = not any(ahead(here[a], here[b]) for a in names for b in names)
+            assert everyone == (scale == 1.0 and budget >= 24)
+        for budget in (4, 6) if scale == 1.0 else (4, 8):
+            for name in ("heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral"):
+                assert ahead(at["euler", budget, scale], at[name, budget, scale]), name
+        for name in names:
+            assert ahead(at["lcm", 4, scale], at[name, 4, scale]), name
+        for budget in (8, 12):
+            with_noise = at["dpmpp_2m_sde", budget, scale]
+            assert ahead(with_noise, at["dpmpp_3m_sde", budget, scale])
+        for budget in (1, 2, 4, 8):
+            pair = at["lcm", budget, scale], at["tcd", budget, scale]
+            assert not ahead(*pair)
+            assert not ahead(*pair[::-1])
+
+
+def seen(first, second, measure="frechet"):
+    """Whether each judge sees the first lower."""
+    return [
+        judges.beats(first["judges"][judge], second["judges"][judge], measure)
+        for judge in quality_report.JUDGES
+    ]
+
+
+def test_what_is_said_of_each_judge():
+    at = by_case(json.loads(FILE.read_text())["results"])
+    for budget in (8, 12, 16, 24, 50):
+        assert not any(seen(at["unipc", budget, 1.0], at["unipc", 6, 1.0]))
+    assert all(seen(at["unipc", 12, 1.5], at["unipc", 8, 1.5]))
+    assert not all(seen(at["unipc", 24, 1.5], at["unipc", 12, 1.5]))
+    for name in ("euler", "dpmpp_2m", "dpmpp_2m_sde", "unipc"):
+        for budget in (4, 8, 12, 24):
+            assert all(seen(at[name, budget, 1.5], at[name, budget, 1.0], "recall"))
+    both = [True, True, False]  # the classifiers, not the pixels
+    assert seen(at["dpmpp_2m_sde", 12, 1.0], at["dpmpp_2m", 12, 1.0]) == both
+    for budget in (24, 50):
+        assert seen(at["dpmpp_sde", budget, 1.0], at["unipc", budget, 1.0]) == both
+
+
+def test_what_an_earlier_judge_had_found():
+    content = json.loads(FILE.read_text())
+    at, page = by_case(content["results"]), (ROOT / "docs" / "quality.md").read_text()
+
+    def values(name, budget, measure="frechet", scale=1.5):
+        found = at[name, budget, scale]["judges"]
+        return np.array([found[judge][measure]["value"] for judge in quality_report.JUDGES])
+
+    for scale in SCALES:
+        assert not any(seen(at["dpm2", 12, scale], at["dpm2", 24, scale]))
+        expected = [scale == 1.0, True, True]
+        assert seen(at["dpm2", 24, scale], at["dpm2", 12, scale]) == expected
+        runs = [b for n, b, s in at if (n, s) == ("dpm2", scale)]
+        best = np.min([values("dpm2", budget, scale=scale) for budget in runs], axis=0)
+        ratio = values("lcm", 4, scale=scale) / best
+        assert " / ".join(f"{one:.1f}" for one in ratio) in page
+    for budget, last in ((12, [True, False, True]), (24, [True, True, True])):
+        others = np.maximum(values("dpm2", budget), values("lcm", 4))
+        np.testing.assert_array_equal(values("euler", budget) > others, last)
+    assert all(seen(at["dpm2", 24, 1.5], at["euler", 24, 1.5]))
+    assert not any(seen(at["lcm", 4, 1.5], at["euler", 24, 1.5]))
+
+    real = {"judges": content["real"]}
+    order = [at["euler", 12, 1.5], at["lcm", 4, 1.5], at["dpm2", 12, 1.5], real]
+    for low, high in itertools.pairwise(order):
+        for judge in quality_report.JUDGES:
+            recalls = [one["judges"][judge]["recall"]["value"] for one in (low, high)]
+            assert recalls[0] < recalls[1]
+    assert all(seen(order[0], order[1], "recall"))
+    assert all(seen(order[1], real, "recall"))
+    assert not all(seen(order[1], order[2], "recall"))
+    assert not all(seen(order[2], real, "recall"))
+    assert not any(seen(at["euler", 24, 1.5], order[1], "recall"))
+    for name, budget in (("lcm", 4), ("euler", 12), ("dpm2", 12)):
+        shown = " / ".join(f"{100 * one:.0f}" for one in values(name, budget, "recall"))
+        title = quality_report.LINES[name].title.split(",")[0]
+        assert f"{title} {shown}" in page
