@@ -93,5 +93,7 @@ def kind_of(noise: Noise | None) -> Noise:
     # Once a type: to ask an object for a protocol takes as long as to make the levels.
     if type(noise) not in _KINDS:
         remedy = "kd.noise_schedule(...), kd.flow_schedule(...), or None for sigmas alone"
-        _KINDS.add(type(check_kind("noise", noise, Noise, remedy)))
+        # hasattr, since isinstance sees nothing behind a __getattr__ from Python 3.12 on.
+        kept = all(hasattr(noise, name) for name in vars(Noise) if name[0] != "_")
+        _KINDS.add(type(check_kind("noise", noise, object if kept else Noise, remedy)))
     return noise
