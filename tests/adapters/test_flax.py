@@ -14,6 +14,7 @@ from samplers import keys_of_signs, relative_error, run_in_numpy
 import kdiff_jax as kd
 from kdiff_jax.adapters import flax as kd_flax
 from kdiff_jax.adapters.flax import scheduler as scheduler_file
+from kdiff_jax.adapters.flax.run import sign_words
 from kdiff_jax.adapters.flax.scheduler import TWO_ROWS
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -226,6 +227,13 @@ def test_the_noise_of_a_sample_is_its_own_on_every_device() -> None:
 
     shared = jax.pmap(on_a_device)(LATENTS[:, None])
     assert relative_error(np.asarray(shared)[:, 0], both) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 70), (2, 3, 70), (3, 4, 9, 9), (2, 22, 3, 1), (2, 1, 5, 40)])
+def test_the_first_numbers_of_a_sample_of_any_shape_are_its_key(shape: tuple[int, ...]) -> None:
+    sample = jax.random.normal(jax.random.key(1), shape)
+    expected = jax.random.key_data(keys_of(sample))
+    assert np.array_equal(jax.jit(sign_words)(sample), expected)
 
 
 def test_a_key_given_to_step_is_the_key_of_that_step() -> None:
