@@ -21,6 +21,8 @@ nb_execution_mode = "off"  # pages_of_notebooks runs them
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"kdiff_jax {release}"
+html_static_path = ["_static"]
+html_css_files = ["width.css"]
 html_theme_options = {
     "source_repository": repository,
     "source_branch": "main",
@@ -83,8 +85,13 @@ def signature_as_written(app, what, name, obj, options, signature, return_annota
 def sections_as_rst(app, what, name, obj, options, lines):
     """The sections of a docstring as lists and paragraphs; what is indented is code."""
     text = "\n".join(lines)
-    if what == "module":
-        lines[:] = ["::", "", *textwrap.indent(text, "    ").split("\n")]
+    if what == "module":  # a paragraph with an indented line is code, or a list in columns
+        quoted = "::\n\n    {}".format
+        parts = [
+            quoted(p.replace("\n", "\n    ")) if "\n " in f"\n{p}" else p
+            for p in text.split("\n\n")
+        ]
+        lines[:] = "\n\n".join(parts).split("\n")
         return
     first, *parts = re.split(r"^(Args|Attributes|Returns|Raises|Example):\n", text, flags=re.M)
     out = [re.sub(r"(?<=\S)\n\n(?=    +\S)", "\n\n::\n\n", first)]

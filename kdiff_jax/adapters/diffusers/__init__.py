@@ -35,7 +35,7 @@ is "dpmpp_3m" and any other "dpmpp_2m"; a caller who gives one of these names se
 A flow-matching config (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler,
 FlowMatchLCMScheduler) has keys of its own, honoured for every sampler: num_train_timesteps, shift,
 use_dynamic_shifting with base_shift, max_shift, base_image_seq_len, max_image_seq_len and
-time_shift_type, shift_terminal, and the three use_..._sigmas. Refused: invert_sigmas and
+time_shift_type, shift_terminal, and the three `use_..._sigmas`. Refused: invert_sigmas and
 scale_factors. stochastic_sampling, true, means LCM where no sampler is named.
 
 Refused by name, because they would change the noise levels, the timesteps or the meaning of the
