@@ -232,7 +232,7 @@ def test_the_noise_of_a_sample_is_its_own_on_every_device() -> None:
 @pytest.mark.parametrize("shape", [(2, 70), (2, 3, 70), (3, 4, 9, 9), (2, 22, 3, 1), (2, 1, 5, 40)])
 def test_the_first_numbers_of_a_sample_of_any_shape_are_its_key(shape: tuple[int, ...]) -> None:
     sample = jax.random.normal(jax.random.key(1), shape)
-    expected = jax.random.key_data(keys_of(sample))
+    expected = jax.random.key_data(keys_of_signs(sample))
     assert np.array_equal(jax.jit(sign_words)(sample), expected)
 
 
@@ -361,6 +361,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: _step(model_output=jnp.zeros((2, 6, 5, 5))), "cut off learned variances"),
     (lambda: _step(key="0"), "no PRNG key"),
     (lambda: _step(key=jax.random.split(jax.random.key(0), 3)), "3.* keys for 2 samples"),
+    (lambda: kd_flax.register("maxdiffusion"), "module = 'maxdiffusion' is of type str"),  # type: ignore[arg-type]
     (lambda: scheduler_of("dpm2").add_noise(None, LATENTS, LATENTS, 1000), "timesteps span"),
 ]
 
@@ -369,3 +370,16 @@ REFUSED: list[tuple[Any, str]] = [
 def test_wrong_input_is_refused(refused: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         refused()
+
+
+def test_reprs_are_one_line_whatever_they_hold() -> None:
+    scheduler = scheduler_of("lcm")
+    state = scheduler.create_state()
+    assert repr(scheduler).startswith("FlaxLCMScheduler(DiffusersSampler('lcm'")
+    assert repr(state) == "SchedulerState(before set_timesteps)"
+    state = scheduler.set_timesteps(state, 4, LATENTS.shape)
+    assert repr(state).startswith("SchedulerState(4 calls, Schedule(4 steps")
+    traced = []
+    jax.eval_shape(lambda state: traced.append(repr(state)), state)
+    assert all("\n" not in text and len(text) < 200 for text in (repr(state), *traced))
+    assert len(traced) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
+from kdiff_jax._checks import check_kind
 from kdiff_jax.adapters.flax.scheduler import FlaxScheduler
 
 
@@ -77,6 +78,9 @@ def register(module: ModuleType) -> None:
     Args:
       module: `maxdiffusion` or `diffusers`.
 
+    Raises:
+      ValueError: what is no module, as its name.
+
     Example:
       >>> import types
       >>> from kdiff_jax.adapters import flax as kd_flax
@@ -85,6 +89,7 @@ def register(module: ModuleType) -> None:
       >>> maxdiffusion.FlaxKDPM2DiscreteScheduler(beta_schedule="scaled_linear").config.steps_offset
       0
     """
+    check_kind("module", module, ModuleType, "the imported maxdiffusion or diffusers")
     mixin = getattr(module, "FlaxSchedulerMixin", object)
     place = {"__module__": f"{module.__name__}.schedulers.kdiff_jax"}
     for scheduler in FlaxScheduler.__subclasses__():

@@ -51,6 +51,11 @@ class SchedulerState:
     schedule: Any = None
     num_inference_steps: int | None = field(default=None, metadata={"static": True})
 
+    def __repr__(self) -> str:
+        calls = self.num_inference_steps
+        told = "before set_timesteps" if calls is None else f"{calls} calls, {self.schedule!r}"
+        return f"SchedulerState({told})"
+
     def replace(self, **changes: Any) -> SchedulerState:
         """The state with these fields in place of its own."""
         return replace(self, **changes)

@@ -112,6 +112,9 @@ class FlaxScheduler:
 
     save_pretrained = save_config
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.sampler!r})"
+
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
 
