@@ -185,6 +185,7 @@ def table(schedule: Schedule, *, ax: Axes | None = None) -> Axes:
     numbers = np.stack([np.asarray(column, np.float64) for column in columns.values()], axis=1)
     numbers = numbers[: schedule.num_rows] + 0.0  # a -0 prints as a 0
     largest = np.abs(numbers).max(axis=0)
+    numbers[np.abs(numbers) < 1e-12 * largest] = 0.0  # a timestep 0, found by interpolation
     shares = numbers / np.where(largest > 0, largest, 1)
     ax = _axes(ax, (0.85 * len(columns) + 1.0, min(0.24 * len(numbers) + 1.2, 200.0)))
     # Beyond 1, so that black numbers can be read on every colour.
