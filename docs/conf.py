@@ -86,11 +86,11 @@ def sections_as_rst(app, what, name, obj, options, lines):
     """The sections of a docstring as lists and paragraphs; what is indented is code."""
     text = "\n".join(lines)
     if what == "module":  # a paragraph with an indented line is code, or a list in columns
-        quoted = "::\n\n    {}".format
-        parts = [
-            quoted(p.replace("\n", "\n    ")) if "\n " in f"\n{p}" else p
-            for p in text.split("\n\n")
-        ]
+        parts = text.split("\n\n")
+        for i, part in enumerate(parts):
+            if "\n " in f"\n{part}":
+                begin = "::" if part.startswith(" ") else ".. code-block:: text"
+                parts[i] = f"{begin}\n\n" + textwrap.indent(part, "    ")
         lines[:] = "\n\n".join(parts).split("\n")
         return
     first, *parts = re.split(r"^(Args|Attributes|Returns|Raises|Example):\n", text, flags=re.M)

@@ -22,6 +22,7 @@ Honoured, where the target sampler has them (missing ones take the target's defa
                  set_alpha_to_one, steps_offset and timestep_spacing are kept and written back,
                  and have no effect in LCM, here as in diffusers.
   TCD            original_inference_steps; the other keys of LCM have no effect, here as there.
+
 maxdiffusion's name of rescale_betas_zero_snr, rescale_zero_terminal_snr, is read too, and its class
 names, which begin with Flax. DPM2 and Heun of diffusers have no rescale_betas_zero_snr: here it is
 honoured as its Euler scheduler does, by a last sigma of 4096, and written back where it is true. An
