@@ -210,6 +210,17 @@ def test_from_a_landing_row_on_the_first_step_is_one_of_euler() -> None:
     assert relative_error(compiled(scheduler, LATENTS, n, begin), expected) < 2e-6
 
 
+def test_levels_are_at_whole_timesteps_where_the_spacing_is_leading() -> None:
+    config = {"_class_name": "PNDMScheduler", **BETAS, "steps_offset": 1, "skip_prk_steps": True}
+    for keys, whole in (({}, False), ({"timestep_spacing": "leading"}, True)):
+        scheduler = kd_flax.FlaxKDPM2DiscreteScheduler.from_config(config, **keys)
+        state = scheduler.set_timesteps(scheduler.create_state(), 9)
+        # What image to image is noised to, for each call that begins a step.
+        abar = np.asarray(state.common.alphas_cumprod)[state.timesteps[::2]]
+        apart = relative_error(np.sqrt(1 / abar - 1), state.schedule.sigmas[:-1])
+        assert (apart < 1e-6) == whole
+
+
 # --- keys ------------------------------------------------------------------------------------
 
 
@@ -298,10 +309,11 @@ def test_configs_of_the_two_libraries_are_read() -> None:
     config = {"_class_name": "PNDMScheduler", **LEADING, "skip_prk_steps": True}
     # maxdiffusion adds these, and "" where its yml leaves a key empty.
     config |= {"_class_name": "FlaxKDPM2DiscreteScheduler", "prediction_type": ""}
-    config |= {"rescale_zero_terminal_snr": False, "_use_default_values": []}
+    config |= {"rescale_zero_terminal_snr": False, "_use_default_values": ["timestep_spacing"]}
     scheduler = kd_flax.FlaxKDPM2DiscreteScheduler.from_config(config, use_karras_sigmas=True)
     assert scheduler.config.use_karras_sigmas
     assert scheduler.config["skip_prk_steps"]
+    assert scheduler.config.timestep_spacing == "leading"
     assert scheduler.config.prediction_type == "epsilon"
     assert isinstance(scheduler.config, dict)
     assert not hasattr(scheduler.config, "rescale_zero_terminal_snr")
@@ -348,6 +360,10 @@ HALF: Any = 2.5
 REFUSED: list[tuple[Any, str]] = [
     (lambda: kd_flax.FlaxLCMScheduler("folder"), "from_pretrained reads files"),
     (lambda: kd_flax.FlaxLCMScheduler(original_steps=4), "original_steps given to from_config"),
+    (
+        lambda: kd_flax.FlaxLCMScheduler.from_config({}, return_unused_kwargs=True),
+        "return_unused_kwargs given to from_config",
+    ),
     (lambda: kd_flax.FlaxLCMScheduler(beta_schedule="no"), "beta_schedule"),
     (lambda: kd_flax.FlaxFlowMatchLCMScheduler(BETAS | {"_class_name": "DDIM"}), "sampler"),
     (lambda: scheduler_of("lcm").set_timesteps(scheduler_of("lcm").create_state(), 0), "num_infer"),
