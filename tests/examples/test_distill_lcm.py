@@ -29,7 +29,7 @@ def teacher():
     """Random weights everywhere, so that nothing is zero by its start."""
     rng = np.random.default_rng(1)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32)),
+        lambda leaf: np.asarray(leaf) + 0.1 * rng.standard_normal(leaf.shape, np.float32),
         unet.load(digits.WEIGHTS)[1],
     )
 
@@ -45,7 +45,8 @@ def test_student_starts_as_the_teacher_and_then_heeds_the_scale(teacher, tmp_pat
         return unet.model_fn(params, x, timestep, {"label": LABELS, "scale": scale})
 
     np.testing.assert_array_equal(output(student), expected)
-    moved = jax.tree.map(lambda leaf: leaf + 0.01 if np.all(leaf == 0) else leaf, student)
+    moved = jax.tree.map(np.asarray, student)
+    moved = jax.tree.map(lambda leaf: leaf + np.float32(0.01) * np.all(leaf == 0), moved)
     assert np.all(np.abs(output(moved) - expected).max(axis=(1, 2, 3)) > 1e-4)
 
     unet.save(tmp_path / "student.safetensors", moved, np.float32)

@@ -68,7 +68,7 @@ def test_both_modes_match_finite_differences_and_the_unrolled_loop_in_float64(na
         schedule, theta = SAMPLERS[name](STEPS[name]), theta_of(jnp.float64)
         schedule = of_one_shape(schedule) if columns == "all" else schedule
         expected = by_hand(theta, schedule)
-        for remat in REMATS:
+        for remat in REMATS if columns == "all" else ("none",):
             gradient = reverse[remat](theta, schedule)
             for got, leaf in zip(*map(jax.tree.leaves, (gradient, expected)), strict=True):
                 assert relative_error(got, leaf) < 1e-11
