@@ -1,7 +1,6 @@
 """What `kd.plot` draws: the numbers that it was given, into the axes that it was given."""
 
 import dataclasses
-import subprocess
 import sys
 from typing import Any
 
@@ -136,17 +135,10 @@ def test_refused_by_name(call, message):
     check(call, message)
 
 
-def test_matplotlib_is_imported_by_a_call_and_its_absence_is_explained():
-    code = """
-import sys, kdiff_jax as kd
-assert "matplotlib" not in sys.modules
-sys.modules["matplotlib"] = None
-levels = kd.levels(kd.noise_schedule(), 3)
-for draw, value in ((kd.plot.levels, {"a": levels}), (kd.plot.table, kd.dpm2(levels))):
-    try:
-        draw(value)
-    except ImportError as error:
-        print(error)
-"""
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.count('pip install "kdiff_jax[plot]"') == 2
+# That importing kdiff_jax leaves matplotlib alone is seen in test_house.py.
+@pytest.mark.parametrize("draw", DRAWN)
+def test_without_matplotlib_the_error_says_how_to_get_it(draw, monkeypatch):
+    for name in ("matplotlib.axes", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r'pip install "kdiff_jax\[plot\]"'):
+        draw()
