@@ -313,7 +313,7 @@ def test_configs_of_the_two_libraries_are_read() -> None:
     scheduler = kd_flax.FlaxKDPM2DiscreteScheduler.from_config(config, use_karras_sigmas=True)
     assert scheduler.config.use_karras_sigmas
     assert scheduler.config["skip_prk_steps"]
-    assert scheduler.config.timestep_spacing == "leading"
+    assert scheduler.config.timestep_spacing == "linspace"  # PNDM had filled its own in
     assert scheduler.config.prediction_type == "epsilon"
     assert isinstance(scheduler.config, dict)
     assert not hasattr(scheduler.config, "rescale_zero_terminal_snr")
