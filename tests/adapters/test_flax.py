@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from samplers import keys_of_signs, relative_error, run_in_numpy
+from mesh_cases import collectives
+from samplers import (
+    ELEMENTWISE,
+    elementwise_model,
+    keys_of_signs,
+    relative_error,
+    run_in_numpy,
+)
 
 import kdiff_jax as kd
 from kdiff_jax.adapters import flax as kd_flax
@@ -240,9 +247,34 @@ def test_the_noise_of_a_sample_is_its_own_on_every_device() -> None:
     assert relative_error(np.asarray(shared)[:, 0], both) < 1e-6
 
 
-@pytest.mark.parametrize("shape", [(2, 70), (2, 3, 70), (3, 4, 9, 9), (2, 22, 3, 1), (2, 1, 5, 40)])
+@pytest.mark.parametrize("name", ["dpm2", "dpm2 ancestral"])
+def test_a_batch_shared_out_over_devices_gives_the_same_bits(name: str) -> None:
+    scheduler, sample = scheduler_of(name), jax.random.normal(jax.random.key(1), (8, 4, 8, 8))
+
+    @jax.jit
+    def run(sample: jax.Array) -> jax.Array:
+        state = scheduler.set_timesteps(scheduler.create_state(), 6, shape=sample.shape)
+
+        def body(i: Any, carry: Any) -> Any:
+            sample, state = carry
+            t = state.timesteps[i]
+            out = elementwise_model(ELEMENTWISE, sample, t)
+            return scheduler.step(state, out, t, sample).to_tuple()
+
+        return jax.lax.fori_loop(0, 6, body, (sample, state))[0]
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+    batched = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    shared = jax.device_put(sample, batched)
+    assert not collectives(run.lower(shared).compile().as_text())
+    got = run(shared)
+    assert got.sharding.is_equivalent_to(batched, got.ndim)
+    np.testing.assert_array_equal(got, run(sample))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 70), (3, 4, 9, 9), (2, 22, 3, 1)])
 def test_the_first_numbers_of_a_sample_of_any_shape_are_its_key(shape: tuple[int, ...]) -> None:
-    sample = jax.random.normal(jax.random.key(1), shape)
+    sample = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     expected = jax.random.key_data(keys_of_signs(sample))
     assert np.array_equal(jax.jit(sign_words)(sample), expected)
 
