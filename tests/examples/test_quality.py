@@ -19,6 +19,7 @@ import quality_report
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "benchmarks" / "results" / "quality.json"
+MORE = FILE.with_name("quality_5000.json")
 SCALES = (1.0, 1.5)  # of guidance
 
 
@@ -194,3 +195,30 @@ def test_what_an_earlier_judge_had_found():
         shown = " / ".join(f"{100 * one:.0f}" for one in values(name, budget, "recall"))
         title = quality_report.LINES[name].title.split(",")[0]
         assert f"{title} {shown}" in page
+
+
+def test_more_samples_give_the_same_order():
+    small, big = (json.loads(file.read_text()) for file in (FILE, MORE))
+    page = (ROOT / "docs" / "quality.md").read_text()
+    for content, samples in ((small, 1000), (big, 5000)):
+        assert content["made_with"]["samples"] == samples
+        assert {r["samples"] for r in content["results"]} == {samples}
+    few, many = by_case(small["results"]), by_case(big["results"])
+    three, rest = ("dpmpp_2m", "unipc", "dpmpp_2m_sde"), ("euler", "dpmpp_sde")
+    assert {(name, b) for name, b, _ in many} == {
+        *((name, 8) for name in three + rest),
+        *((name, 12) for name in three),
+    }
+    for one, other in itertools.permutations(many, 2):
+        if one[1] == other[1]:
+            in_few = quality_report.all_agree(few[one], few[other])
+            assert in_few == quality_report.all_agree(many[one], many[other]), (one, other)
+            if one[0] in three:
+                assert in_few == (other[0] in rest)
+    for (name, budget, scale), result in many.items():
+        for judge in quality_report.JUDGES:
+            larger = quality_report.multiple(result, big["real"], judge)
+            assert larger > quality_report.multiple(few[name, budget, scale], small["real"], judge)
+        if budget == 12:
+            cell = " / ".join(quality_report.distances(result, big["real"]))
+            assert f"{quality_report.LINES[name].title} {cell}" in page
