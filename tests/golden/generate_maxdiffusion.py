@@ -154,7 +154,7 @@ def of_stable_diffusion(xl: bool, scheduler: Any, calls: int, seed: int) -> tupl
 
 def of_wan(scan: bool, scheduler: Any, calls: int, seed: int) -> tuple[Any, Any]:
     """The noise that the pipeline is given, and its latents."""
-    config = SimpleNamespace(
+    config: Any = SimpleNamespace(
         scan_diffusion_loop=scan,
         skip_first_n_steps_for_profiler=0,
         profiler_steps=0,

@@ -40,21 +40,16 @@ class SchedulerState:
       num_inference_steps: None, or n; static.
     """
 
-    common: Any
-    init_noise_sigma: jax.Array
-    timesteps: jax.Array
+    common: Any = field(repr=False)
+    init_noise_sigma: jax.Array = field(repr=False)
+    timesteps: jax.Array = field(repr=False)
     step_index: jax.Array
-    key: jax.Array | None = None
-    last_sample: jax.Array | None = None
-    history: Any = None
-    key_words: jax.Array | None = None
+    key: jax.Array | None = field(default=None, repr=False)
+    last_sample: jax.Array | None = field(default=None, repr=False)
+    history: Any = field(default=None, repr=False)
+    key_words: jax.Array | None = field(default=None, repr=False)
     schedule: Any = None
     num_inference_steps: int | None = field(default=None, metadata={"static": True})
-
-    def __repr__(self) -> str:
-        calls = self.num_inference_steps
-        told = "before set_timesteps" if calls is None else f"{calls} calls, {self.schedule!r}"
-        return f"SchedulerState({told})"
 
     def replace(self, **changes: Any) -> SchedulerState:
         """The state with these fields in place of its own."""
