@@ -294,6 +294,17 @@ def test_a_key_given_to_step_is_the_key_of_that_step() -> None:
         assert relative_error(x - clean, row.noise_weight * (z - own)) < 1e-5
 
 
+def test_the_states_of_two_schedulers_are_of_two_structures() -> None:
+    # Pipelines of diffusers compile once for themselves and the structure of what they are given:
+    # with the same one, the second scheduler would run the program of the first.
+    configs = [BETAS, {**BETAS, "use_karras_sigmas": True}]
+    made = [kd_flax.FlaxKDPM2DiscreteScheduler(config) for config in (*configs, BETAS)]
+    made.append(kd_flax.FlaxKDPM2AncestralDiscreteScheduler(BETAS))
+    first, karras, again, ancestral = (jax.tree.structure(s.create_state()) for s in made)
+    assert first == again
+    assert len({first, karras, ancestral}) == 3
+
+
 # --- noise for training, configs, registering ------------------------------------------------
 
 

@@ -38,6 +38,8 @@ class SchedulerState:
       key_words: None, or [B, 2] uint32, the keys of the samples.
       schedule: None, or a kd.Schedule, the table of the run.
       num_inference_steps: None, or n; static.
+      made_by: the config that the tables are of, as JSON; static, so that a pipeline which compiles
+        by its own identity compiles again for another scheduler.
     """
 
     common: Any = field(repr=False)
@@ -50,6 +52,7 @@ class SchedulerState:
     key_words: jax.Array | None = field(default=None, repr=False)
     schedule: Any = None
     num_inference_steps: int | None = field(default=None, metadata={"static": True})
+    made_by: str = field(default="", metadata={"static": True})
 
     def replace(self, **changes: Any) -> SchedulerState:
         """The state with these fields in place of its own."""

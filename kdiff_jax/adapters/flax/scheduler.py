@@ -135,7 +135,8 @@ class FlaxScheduler:
             alphas = abar / np.append(1.0, abar[:-1])
             common = run.SchedulerCommon(*map(jnp.float32, (alphas, 1 - alphas, abar)))
         timesteps = jnp.arange(len(self), dtype=jnp.int32)[::-1]
-        return run.SchedulerState(common, jnp.float32(1), timesteps, jnp.int32(-1), key)
+        fields = common, jnp.float32(1), timesteps, jnp.int32(-1), key
+        return run.SchedulerState(*fields, made_by=self.to_json_string())
 
     def set_timesteps(
         self, state: run.SchedulerState, num_inference_steps: int, shape: Any = (), **flow: Any
