@@ -72,11 +72,13 @@ def random_bits(keys: jax.Array, data: tuple[jax.Array, ...], shape: tuple[int, 
     words = jax.random.key_data(keys)
     key = words[:, 0], words[:, 1]
     for place, item in enumerate(data):
-        key = _threefry(key, item.astype(jnp.uint32))
-        if place and len(data) > 2:
-            # JAX 0.12 makes one loop of them all on CPU, and takes minutes to compile it; with the
-            # numbers too, where a key draws one.
+        if place > 1:
+            # JAX 0.12 makes one loop of them all on CPU, and takes minutes to compile it.
             key = jax.lax.optimization_barrier(key)
+        key = _threefry(key, item.astype(jnp.uint32))
+    if len(data) > 2 and math.prod(shape) == 1:
+        # And of the numbers too, where a key draws one.
+        key = jax.lax.optimization_barrier(key)
     per_key = keys.shape + (1,) * len(shape)
     high, low = _threefry((key[0].reshape(per_key), key[1].reshape(per_key)), _positions(shape))
     return high ^ low
