@@ -37,3 +37,16 @@ def compiled_once(tmp_path):
     yield
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def lenient():
+    """For the code of clients, whose networks promote ranks and dtypes; and nothing is downloaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+        jax.config.update("jax_numpy_rank_promotion", "allow")
+        jax.config.update("jax_numpy_dtype_promotion", "standard")
+        yield
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -298,9 +298,10 @@ def test_the_states_of_two_schedulers_are_of_two_structures() -> None:
     # Pipelines of diffusers compile once for themselves and the structure of what they are given:
     # with the same one, the second scheduler would run the program of the first.
     configs = [BETAS, {**BETAS, "use_karras_sigmas": True}]
-    made = [kd_flax.FlaxKDPM2DiscreteScheduler(config) for config in (*configs, BETAS)]
+    made: list[Any] = [kd_flax.FlaxKDPM2DiscreteScheduler(c) for c in (*configs, BETAS)]
     made.append(kd_flax.FlaxKDPM2AncestralDiscreteScheduler(BETAS))
-    first, karras, again, ancestral = (jax.tree.structure(s.create_state()) for s in made)
+    found: Any = [jax.tree.structure(s.create_state()) for s in made]
+    first, karras, again, ancestral = found
     assert first == again
     assert len({first, karras, ancestral}) == 3
 
@@ -358,7 +359,7 @@ def test_configs_of_the_two_libraries_are_read() -> None:
     scheduler = kd_flax.FlaxKDPM2DiscreteScheduler.from_config(config, use_karras_sigmas=True)
     assert scheduler.config.use_karras_sigmas
     assert scheduler.config["skip_prk_steps"]
-    assert scheduler.config.timestep_spacing == "linspace"  # PNDM had filled its own in
+    assert scheduler.config.timestep_spacing == "leading"
     assert scheduler.config.prediction_type == "epsilon"
     assert isinstance(scheduler.config, dict)
     assert not hasattr(scheduler.config, "rescale_zero_terminal_snr")

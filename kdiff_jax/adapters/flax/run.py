@@ -52,7 +52,7 @@ class SchedulerState:
     key_words: jax.Array | None = field(default=None, repr=False)
     schedule: Any = None
     num_inference_steps: int | None = field(default=None, metadata={"static": True})
-    made_by: str = field(default="", metadata={"static": True})
+    made_by: str = field(default="", repr=False, metadata={"static": True})
 
     def replace(self, **changes: Any) -> SchedulerState:
         """The state with these fields in place of its own."""

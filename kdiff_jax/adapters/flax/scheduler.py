@@ -15,6 +15,7 @@ from kdiff_jax._checks import check_batch, check_int, check_kind
 from kdiff_jax._noise.keyed import sample_keys
 from kdiff_jax.adapters import diffusers as kd_diffusers
 from kdiff_jax.adapters.diffusers.read import read_file
+from kdiff_jax.adapters.diffusers.values import DEFAULTED_KEY
 from kdiff_jax.adapters.flax import run
 
 ZERO_SNR = ("rescale_betas_zero_snr", "rescale_zero_terminal_snr")
@@ -236,8 +237,9 @@ class FlaxScheduler:
 
 
 def _set(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys that are set: in a yml of maxdiffusion "" is none."""
-    return {k: v for k, v in config.items() if not (isinstance(v, str) and v == "")}
+    """The keys that are set: in a yml of maxdiffusion "" is none, and others stand over defaults."""
+    set_ = {k: v for k, v in config.items() if not (isinstance(v, str) and v == "")}
+    return {k: v for k, v in set_.items() if k != DEFAULTED_KEY}
 
 
 def _output(model_output: Array, x: Array, timestep: Array) -> Array:
