@@ -41,7 +41,7 @@ def compiled_once(tmp_path):
 
 @pytest.fixture(scope="module")
 def lenient():
-    """For the code of clients, whose networks promote ranks and dtypes; and nothing is downloaded."""
+    """For the code of clients, whose networks promote ranks and dtypes; nothing is downloaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -237,7 +237,7 @@ class FlaxScheduler:
 
 
 def _set(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys that are set: in a yml of maxdiffusion "" is none, and others stand over defaults."""
+    """The keys that are set: in a yml of maxdiffusion "" is none, and others are no defaults."""
     set_ = {k: v for k, v in config.items() if not (isinstance(v, str) and v == "")}
     return {k: v for k, v in set_.items() if k != DEFAULTED_KEY}
 
