@@ -135,7 +135,7 @@ def trajectory(
     chosen = np.unique(np.linspace(0, steps - 1, check_int("count", count, 1)).round().astype(int))
     if count == 1:
         chosen = np.array([steps - 1])
-    rows = [np.stack([_shown(image) for image in part[chosen, sample]]) for part in both]
+    rows = [np.stack([_scaled(image) for image in part[chosen, sample]]) for part in both]
     tiles = np.pad(np.stack(rows), [(0, 0), (0, 0), (1, 1), (1, 1), (0, 0)], constant_values=1.0)
     _, columns, height, width, channels = tiles.shape
     picture = tiles.transpose(0, 2, 1, 3, 4).reshape(2 * height, columns * width, channels)
@@ -220,8 +220,7 @@ def _images(name: str, value: Any) -> np.ndarray:
     """[N, B, H, W, C] finite images in gray or in colours, on the host."""
     if is_traced(value):
         raise ValueError(f"{name} is traced; pass what the run returned, outside of jit.")
-    array = np.asarray(check_batch(name, value))
-    check_batch(name, array)  # once more: only on the host it sees a NaN
+    array = check_batch(name, jax.device_get(value))  # which sees a NaN on the host alone
     if array.ndim != 5 or array.shape[-1] not in (1, 3):
         raise ValueError(
             f"{name} has shape {array.shape}; expected [N, B, H, W, C] with one channel or three: "
@@ -230,7 +229,7 @@ def _images(name: str, value: Any) -> np.ndarray:
     return np.asarray(array, np.float32)
 
 
-def _shown(image: np.ndarray) -> np.ndarray:
+def _scaled(image: np.ndarray) -> np.ndarray:
     """An image from [-1, 1] to [0, 1]; one that is wider, with noise, is scaled down first."""
     width = np.quantile(np.abs(image), 0.99)
     return np.clip(image / max(float(width), 1.0) / 2 + 0.5, 0, 1)
